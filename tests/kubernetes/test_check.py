@@ -54,6 +54,20 @@ kind: Pod
 metadata: {name: web-1, namespace: shop, labels: {security.istio.io/tlsMode: istio}}
 status: {phase: Running, podIP: 127.9.0.1}
 """
+NODE_INFO = dict.fromkeys(
+    (
+        *(
+            "architecture",
+            "bootID",
+            "containerRuntimeVersion",
+            "kernelVersion",
+            "kubeProxyVersion",
+            "machineID",
+        ),
+        *("operatingSystem", "osImage", "systemUUID"),
+    ),
+    "",
+)
 POD = {
     "metadata": {"name": "web", "namespace": "default"},
     "spec": {
@@ -174,7 +188,7 @@ def of(result: CheckResult, findings: dict[str, Finding]) -> set[str]:
 async def test_healthy_installation_passes_every_check(cluster: Cluster) -> None:
     findings = await check(cluster)
     assert of(CheckResult.PASS, findings) == set(findings), findings
-    assert len(findings) == 19
+    assert len(findings) == 20
     assert findings["replicas agree"].detail == "2 serve generation 0; xds-1 leads"
 
 
@@ -451,6 +465,19 @@ async def test_sidecar_with_an_image_of_its_own_is_not_outdated(cluster: Cluster
     assert findings["sidecar versions"].detail == "no running pod has an injected sidecar"
 
 
+async def test_check_says_who_keeps_certificates(cluster: Cluster) -> None:
+    findings = await check(cluster)
+    assert findings["sidecar certificates"].result is CheckResult.PASS
+    assert findings["sidecar certificates"].detail == (
+        "kubelets keep the certificates of 0 of 1; because podCertificate volumes need a kubelet of version "
+        "1.37 on all nodes, unlike node (unknown)"
+    )
+    for version, why in (("v1.36.9", "unlike node (v1.36.9)"), ("v1.38.0-rc.1", "the others are older")):
+        status = {"nodeInfo": NODE_INFO | {"kubeletVersion": version}}
+        await cluster.api.patch("/api/v1/nodes/node/status", {"status": status})
+        assert why in (await check(cluster))["sidecar certificates"].detail
+
+
 async def test_user_without_permissions_passes_only_what_was_checked(cluster: Cluster) -> None:
     async with await cluster.connect("nobody") as api:
         found = await run_checks(ClusterChecks(api, SYSTEM).of_installation())
@@ -497,7 +524,7 @@ async def test_exit_status_and_output_of_the_command(cluster: Cluster) -> None:
     assert re.search(
         r"^- skip  sidecars in sync +no control plane found: the API server refused", output, re.MULTILINE
     )
-    assert output.endswith("\n19 passed, 0 failed, 1 skipped\n")
+    assert output.endswith("\n20 passed, 0 failed, 1 skipped\n")
     await without_a_role_binding(cluster)
     status, output, error = await run("check", f"--kubeconfig={config}", "-o", "json")
     assert (status, error) == (1, ""), output

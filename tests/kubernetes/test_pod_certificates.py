@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from tests.kubernetes.developing import deployed
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.installing import SYSTEM
+from tests.kubernetes.kubelet import request_for
 from tests.kubernetes.player import PATIENCE, URL, uses_mutual_tls
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
@@ -59,7 +58,7 @@ async def test_envoy_uses_the_certificate_that_the_kubelet_keeps(cluster: PodClu
         [condition] = request["status"]["conditions"]
         assert condition["type"] == "Issued", condition
         [issued, *_] = x509.load_pem_x509_certificates(request["status"]["certificateChain"].encode())
-        assert await serial_number(cluster, pod) == issued.serial_number
+        assert await serial_numbers(cluster, pod) == {issued.serial_number}
         names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         [name] = names.get_values_for_type(x509.UniformResourceIdentifier)
         assert name == f"spiffe://cluster.local/ns/full/sa/{request['spec']['serviceAccountName']}"
@@ -67,15 +66,11 @@ async def test_envoy_uses_the_certificate_that_the_kubelet_keeps(cluster: PodClu
 
 async def test_new_certificates_fail_no_request(cluster: PodCluster) -> None:
     [httpbin], [sleep] = await cluster.pods("full", "httpbin"), await cluster.pods("full", "sleep")
-    before = [await serial_number(cluster, pod) for pod in (httpbin, sleep)]
+    before = [await serial_numbers(cluster, pod) for pod in (httpbin, sleep)]
 
     async def are_new() -> bool:
-        return all(
-            [
-                old != await serial_number(cluster, pod)
-                for old, pod in zip(before, (httpbin, sleep), strict=True)
-            ]
-        )
+        now = [await serial_numbers(cluster, pod) for pod in (httpbin, sleep)]
+        return all(new and not new & old for old, new in zip(before, now, strict=True))
 
     load = Load(client=await cluster.client(sleep), url=URL, connections=2, seconds=300)
     async with load:
@@ -109,21 +104,20 @@ async def test_new_certificates_fail_no_request(cluster: PodCluster) -> None:
             {"unverifiedUserAnnotations": {"xds.io/name": "admin"}},
             "xds.io/workload knows no userAnnotations: remove them from the podCertificate volume",
         ),
-        ({"key": "ED25519"}, "the key is unsupported; supported: EC P-256, EC P-384 or RSA with 2048 bits"),
+        (
+            {"key": ed25519.Ed25519PrivateKey.generate()},
+            "the key is unsupported; supported: EC P-256",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 async def test_request_that_is_not_for_its_pod_is_denied(
-    cluster: PodCluster, changes: Json, message: str
+    cluster: PodCluster, changes: dict[str, Any], message: str
 ) -> None:
     [pod] = await cluster.pods("full", "httpbin")
-    key = (
-        ed25519.Ed25519PrivateKey.generate()
-        if changes.get("key")
-        else ec.generate_private_key(ec.SECP256R1())
-    )
-    spec = request_for(pod, key)["spec"] | {name: value for name, value in changes.items() if name != "key"}
-    created = await cluster.api.create(REQUESTS, request_for(pod, key) | {"spec": spec})
+    request = request_for(pod.object, changes.pop("key", None))
+    request["spec"] |= changes
+    created = await cluster.api.create(REQUESTS, request)
     path = f"{REQUESTS}/{created['metadata']['name']}"
     answered = await cluster.until(path, lambda obj: (obj.get("status") or {}).get("conditions"))
     [condition] = answered["status"]["conditions"]
@@ -145,31 +139,9 @@ async def requests(cluster: PodCluster) -> list[Json]:
     return listed
 
 
-async def serial_number(cluster: PodCluster, pod: Pod) -> int:
-    """Return the serial number of the certificate that a sidecar's Envoy uses."""
+async def serial_numbers(cluster: PodCluster, pod: Pod) -> set[int]:
+    """Return the serial numbers of the certificates that a sidecar's Envoy uses; none without a kubelet."""
     container = pod.object["spec"]["containers"][0]["name"]
-    _, output, _ = await cluster.execute(pod, container, "curl", "-s", "http://127.0.0.1:15000/certs")
-    [certificate] = [each for each in json.loads(output)["certificates"] if each["cert_chain"]]
-    return int(certificate["cert_chain"][0]["serial_number"], 16)
-
-
-def request_for(pod: Pod, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> Json:
-    """Return the request for a pod of node1 that its kubelet would create."""
-    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
-    signed = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, algorithm)
-    return {
-        "apiVersion": "certificates.k8s.io/v1",
-        "kind": "PodCertificateRequest",
-        "metadata": {"generateName": "req-", "namespace": pod.namespace},
-        "spec": {
-            "signerName": SIGNER,
-            "podName": pod.name,
-            "podUID": pod.uid,
-            "serviceAccountName": pod.object["spec"]["serviceAccountName"],
-            "serviceAccountUID": "not compared",
-            "nodeName": "node1",
-            "nodeUID": "not compared",
-            "maxExpirationSeconds": 86400,
-            "stubPKCS10Request": b64encode(signed.public_bytes(Encoding.DER)).decode(),
-        },
-    }
+    status, output, _ = await cluster.execute(pod, container, "curl", "-s", "http://127.0.0.1:15000/certs")
+    chains = [each["cert_chain"] for each in json.loads(output)["certificates"]] if not status else []
+    return {int(chain[0]["serial_number"], 16) for chain in chains if chain}

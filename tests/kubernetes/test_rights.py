@@ -14,9 +14,13 @@ import pytest
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.foreign_kinds import foreign
 from tests.kubernetes.installing import SYSTEM, install, unused
+from tests.kubernetes.kubelet import request_for
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
 from tests.support.waiting import eventually
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.pod_certificates import PodCertificates
+from xds.mesh.identity.rotation import Authorities
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.ca_secret import CaSecrets, load_or_create_authorities
@@ -24,11 +28,11 @@ from xds.mesh.kube.conditions import ConditionPublisher, desired_conditions
 from xds.mesh.kube.install import control_plane
 from xds.mesh.kube.lease import Lease
 from xds.mesh.kube.replica_leases import PLAN, ReplicaLeases
-from xds.mesh.kube.root_publisher import RootPublisher
+from xds.mesh.kube.root_publisher import RootPublisher, TrustBundlePublisher
 from xds.mesh.kube.tokens import TokenReviewer
 from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.model.objects import Change, Problem, Ref
 from xds.mesh.parse import KINDS, UNENFORCED, Watch
 from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.sync import ReplicaSync
@@ -50,7 +54,11 @@ async def test_granted_rights_are_exactly_those_used(cluster: Cluster, tmp_path:
     assert not recorder.refused
     rights = granted(control_plane(), "xds")
     assert not {call for call in recorder.calls if not any(right.covers(call) for right in rights)}
-    assert not unused(rights, recorder)
+    # The API server asks for these two when a certificate is issued, and when the trust bundle is written.
+    assert {(right.verb, right.resource) for right in unused(rights, recorder)} == {
+        ("sign", "signers"),
+        ("attest", "signers"),
+    }
 
 
 async def test_installed_process_is_forbidden_nothing(cluster: Cluster, tmp_path: Path) -> None:
@@ -174,12 +182,13 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
     await _tell_other_replicas(api)
 
-    bundle, policy_bundle, roots = (
-        kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True)
+    bundle, policy_bundle, roots, trust_bundle = (
+        kind(api, lambda: first.trusted_pem, leads=lambda: True)
         for kind in (
             CaBundlePublisher,
             partial(CaBundlePublisher, configuration=POLICIES),
             RootPublisher,
+            TrustBundlePublisher,
         )
     )
     working = [asyncio.create_task(publisher.run()) for publisher in (bundle, policy_bundle, roots)]
@@ -191,9 +200,11 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
     await eventually(kept_right, timeout=30, what="the webhooks and the roots are watched")
     assert await roots.reconcile()
+    assert await trust_bundle.reconcile()
     await bundle.reconcile()
     await policy_bundle.reconcile()
 
+    await _sign_for_a_kubelet(cluster, api, first)
     await _say_what_is_wrong(cluster, api)
     token = await cluster.token(SYSTEM, "xds", audience="xds-ca")
     assert (await TokenReviewer(api)(token, "ipv4:127.0.0.1:1")).service_account == "xds"
@@ -219,6 +230,31 @@ async def _tell_other_replicas(api: KubeApi) -> None:
     await eventually(lambda: not ours.reports.names, timeout=30, what="the other one is forgotten")
     here.cancel()
     await asyncio.gather(here, return_exceptions=True)
+
+
+async def _sign_for_a_kubelet(cluster: Cluster, api: KubeApi, authorities: Authorities) -> None:
+    """Answer the request of a kubelet that the cluster does not have."""
+    container = {"name": "web", "image": "web"}
+    await cluster.api.create(
+        f"/api/v1/namespaces/{SYSTEM}/pods",
+        {"metadata": {"name": "web"}, "spec": {"containers": [container]}},
+    )
+    await cluster.run_pod(SYSTEM, "web", "10.0.0.1")
+    path = f"/apis/certificates.k8s.io/v1/namespaces/{SYSTEM}/podcertificaterequests"
+    bound = await cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/pods/web")
+    created = await cluster.api.create(path, request_for(bound))
+    controller = Controller(authorities.authority)
+    controller.change(Change())
+    signer = PodCertificates(api, controller, lambda: True)
+    tasks = [asyncio.create_task(task()) for task in (controller.run, signer.run)]
+    answered = await cluster.until(
+        f"{path}/{created['metadata']['name']}", lambda obj: (obj.get("status") or {}).get("conditions")
+    )
+    assert answered["status"]["conditions"][0]["type"] == "Issued"
+    await eventually(lambda: "node" in signer.problem, timeout=30, what="the nodes are checked")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:

@@ -78,7 +78,7 @@ def test_programs_type_check_and_mistakes_do_not(checker, directory):
     command = Path(sys.executable).with_name(CHECKERS[checker][0])
     ran = subprocess.run(
         [command, *CHECKERS[checker][1:], *programs, "mistakes.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=110,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=290,
     )  # fmt: skip
     found = set(re.findall(r"([\w.]+\.py):(\d+).*error", ran.stdout))
     expected = {

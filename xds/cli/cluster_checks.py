@@ -353,11 +353,7 @@ class ClusterChecks:
             raise CheckSkippedError(_NO_SIDECARS, "")
         if kept == len(sidecars):
             return f"kubelets keep the certificates of all {kept}"
-        why = (
-            f"because {reason}"
-            if reason
-            else "the others started earlier, or the mesh's settings exclude them"
-        )
+        why = f"because {reason}" if reason else "the others are older, or excluded by settings"
         return f"kubelets keep the certificates of {kept} of {len(sidecars)}; {why}"
 
     async def _running_pods(self) -> list[Json]:

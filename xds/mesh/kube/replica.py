@@ -19,7 +19,7 @@ from xds.mesh.kube.ca_secret import CaSecrets, RotationController, load_or_creat
 from xds.mesh.kube.lease import Lease
 from xds.mesh.kube.peers import Peers
 from xds.mesh.kube.replica_leases import ReplicaLeases, replica_name
-from xds.mesh.kube.root_publisher import RootPublisher
+from xds.mesh.kube.root_publisher import RootPublisher, TrustBundlePublisher
 from xds.mesh.rollout.sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,10 @@ class Replica:
         self.lease = Lease(api, namespace, self._identity)
         self._replica_leases: list[ReplicaLeases] = []
         self._controllers: list[RotationTarget] = []
-        self._roots = RootPublisher(api, lambda: self.authorities.trusted_pem, leads=self.leads)
+        self._publishers = [
+            publisher(api, lambda: self.authorities.trusted_pem, leads=self.leads)
+            for publisher in (RootPublisher, TrustBundlePublisher)
+        ]
         self._rotation = RotationController(
             CaSecrets(api, namespace),
             first,
@@ -120,11 +123,12 @@ class Replica:
         return [
             self.lease.run,
             self._rotation.run,
-            self._roots.run,
+            *(publisher.run for publisher in self._publishers),
             *(leases.run for leases in self._replica_leases),
         ]
 
     def _adopt(self, authorities: Authorities) -> None:
         for controller in self._controllers:
             controller.rotate(authorities.authority, authorities.extra_roots)
-        self._roots.trigger()
+        for publisher in self._publishers:
+            publisher.trigger()

@@ -1,8 +1,10 @@
-"""Publisher for the mesh's roots: a ConfigMap in every namespace, with which pods verify the control plane.
+"""Publishers of the mesh's roots.
 
-Clusters with ClusterTrustBundles also get one of these, for applications that use the mesh's certificates.
+Pods verify the control plane with a ConfigMap in every namespace. Applications that use the mesh's
+certificates find the roots in a ClusterTrustBundle, if the cluster has that kind.
 
-It reconciles after a change of a namespace or of one of these ConfigMaps (`xds.mesh.kube.reconciler`).
+The publisher of ConfigMaps reconciles after a change of a namespace or of one of them
+(`xds.mesh.kube.reconciler`).
 
 Required cluster permissions: list and watch namespaces; list, watch, create and patch configmaps
 `xds-ca-root-cert`; get, create and patch clustertrustbundles; attest the signer `xds.io/workload`.
@@ -69,7 +71,7 @@ class RootPublisher(Reconciler):
             config_map["metadata"]["namespace"]: (config_map.get("data") or {}).get(KEY)
             for config_map in config_maps
         }
-        succeeded = await self._write_bundle(roots)
+        succeeded = True
         for namespace in namespaces:
             name = namespace["metadata"]["name"]
             is_terminating = namespace["metadata"].get("deletionTimestamp")
@@ -80,26 +82,6 @@ class RootPublisher(Reconciler):
             succeeded &= await self._write(name, roots)
             await asyncio.sleep(WRITE_INTERVAL)
         return succeeded
-
-    async def _write_bundle(self, roots: str) -> bool:
-        """Update the ClusterTrustBundle. Return whether this succeeded, or the cluster has no such kind."""
-        body = {
-            "apiVersion": "certificates.k8s.io/v1",
-            "kind": "ClusterTrustBundle",
-            "metadata": {"name": TRUST_BUNDLE, "labels": {"app.kubernetes.io/managed-by": "xds"}},
-            "spec": {"signerName": SIGNER, "trustBundle": roots},
-        }
-        try:
-            published = await self._api.find(_BUNDLE)
-            if not published or published["spec"]["trustBundle"] != roots:
-                await self._api.patch(_BUNDLE, body, kind=APPLY_PATCH, fieldManager=FIELD_MANAGER, force=True)
-        except KubeError as error:
-            if error.is_not_found:
-                return True
-            self._log_problem(str(error), bundle=TRUST_BUNDLE)
-            return False
-        self._log_problem("", bundle=TRUST_BUNDLE)
-        return True
 
     async def _write(self, namespace: str, roots: str) -> bool:
         body = {
@@ -121,4 +103,34 @@ class RootPublisher(Reconciler):
             self._log_problem(str(error), namespace=namespace)
             return False
         self._log_problem("", namespace=namespace)
+        return True
+
+
+class TrustBundlePublisher(Reconciler):
+    """Keeps the ClusterTrustBundle with the roots up to date, if the cluster has that kind."""
+
+    def __init__(self, api: KubeApi, roots: Callable[[], bytes], *, leads: Callable[[], bool]) -> None:
+        """Create a publisher, with the same arguments as `RootPublisher`."""
+        super().__init__(api, leads=leads)
+        self._roots = roots
+        self._log_problem = OnceLogger(log, "cannot publish the roots")
+
+    async def reconcile(self) -> bool:
+        """Update the bundle if it is outdated. Return whether this succeeded."""
+        roots = self._roots().decode()
+        body = {
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "ClusterTrustBundle",
+            "metadata": {"name": TRUST_BUNDLE, "labels": {"app.kubernetes.io/managed-by": "xds"}},
+            "spec": {"signerName": SIGNER, "trustBundle": roots},
+        }
+        try:
+            published = await self._api.find(_BUNDLE)
+            if not published or published["spec"]["trustBundle"] != roots:
+                await self._api.patch(_BUNDLE, body, kind=APPLY_PATCH, fieldManager=FIELD_MANAGER, force=True)
+        except KubeError as error:
+            if not error.is_not_found:
+                self._log_problem(str(error), bundle=TRUST_BUNDLE)
+                return False
+        self._log_problem("", bundle=TRUST_BUNDLE)
         return True
