@@ -20,7 +20,7 @@ from xds.cli.manifests import read_mesh
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Ref
 from xds.mesh.policy.hops import hops
-from xds.mesh.policy.plan import plan
+from xds.mesh.policy.prediction import predict_change
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def disable(mesh: Mesh) -> tuple[int, int]:
     """Compare the mesh with itself under DISABLE, as `xds plan` does: every connection changes."""
     ref = Ref("PeerAuthentication", mesh.config.root_namespace, "default")
     policy = ModePolicy(meta=Meta(ref=ref), mode=Mode.DISABLE)
-    changes = plan(mesh, mesh.apply(Change(applied=(policy,)))).hops
+    changes = predict_change(mesh, mesh.apply(Change(applied=(policy,)))).hops
     return len(changes), sum(
         len(change.endpoints) * len([*clients.pods]) for change in changes for clients in change.clients
     )

@@ -458,8 +458,8 @@ def test_help_is_plain_text(command: str) -> None:
         ("version --client", "envoy_data_plane yaml asyncio rich google"),
         ("completion bash", "envoy_data_plane yaml asyncio rich"),
         ("reach --manifests {}", "envoy_data_plane asyncio"),
-        ("translate client.shop --manifests {}", "asyncio rich xds.mesh.policy.plan"),
-        ("bootstrap client.shop --manifests {}", "asyncio rich xds.mesh.policy.plan"),
+        ("translate client.shop --manifests {}", "asyncio rich xds.mesh.policy.prediction"),
+        ("bootstrap client.shop --manifests {}", "asyncio rich xds.mesh.policy.prediction"),
     ],
 )
 def test_command_imports_only_what_it_needs(folder: Path, words: str, absent: str) -> None:

@@ -25,7 +25,7 @@ from xds.mesh.inject.policy_review import (
 )
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import ENFORCE_PLAN, Change, Mode, Ref
-from xds.mesh.policy.plan import plan
+from xds.mesh.policy.prediction import predict_change
 
 REF = Ref("PeerAuthentication", "shop", "default")
 
@@ -218,7 +218,7 @@ def test_first_breaking_hops_are_named_and_all_are_counted() -> None:
     servers = [pod(each.name, "shop", app=each.name) for each in services]
     before = Mesh([*services, *servers, pod("client", "zoo", sidecar=False)])
     after = before.apply(Change(applied=(peer("shop", "STRICT"),)))
-    found = summarize(plan(before, after), ())
+    found = summarize(predict_change(before, after), ())
     assert len(found.sentences) == MAX_SENTENCES
     assert (found.breaks, found.summary) == (MAX_SENTENCES + 2, f"breaks: {MAX_SENTENCES + 2}")
     assert found.sentences[0].startswith("zoo/client -> web0.shop:80 would fail: server-requires-mtls (")
@@ -227,7 +227,7 @@ def test_first_breaking_hops_are_named_and_all_are_counted() -> None:
 def test_summary_is_left_out_if_all_is_said() -> None:
     before = Mesh([service("web", "shop", HTTP), pod("web", "shop"), pod("client", "zoo", sidecar=False)])
     strict = before.apply(Change(applied=(peer("shop", "STRICT"),)))
-    assert summarize(plan(before, strict), ()).summary == ""
-    assert summarize(plan(strict, before), ()) == Effects()
+    assert summarize(predict_change(before, strict), ()).summary == ""
+    assert summarize(predict_change(strict, before), ()) == Effects()
     plain = before.apply(Change(applied=(rule("shop", "web.shop.svc.cluster.local", "DISABLE"),)))
-    assert summarize(plan(before, plain), ()).summary == "plaintext: 1"
+    assert summarize(predict_change(before, plain), ()).summary == "plaintext: 1"

@@ -26,7 +26,7 @@ from xds.mesh.inject.policy_webhook import (
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact
-from xds.mesh.policy.plan import plan_steps
+from xds.mesh.policy.prediction import predict_change_steps
 
 SHOP: list[Fact] = [service("web", "shop", HTTP), pod("web", "shop"), pod("client", "zoo", sidecar=False)]
 STRICT = Change(applied=(peer("shop", "STRICT"),))
@@ -43,9 +43,9 @@ class World:
 
         def count(*args: Any) -> Any:
             self.plans += 1
-            return plan_steps(*args)
+            return predict_change_steps(*args)
 
-        monkeypatch.setattr(policy_webhook, "plan_steps", count)
+        monkeypatch.setattr(policy_webhook, "predict_change_steps", count)
 
     async def check(self, change: Change = STRICT, key: bytes = b"", client: str = "") -> Any:
         return await self.checker.check(change, key or repr(change).encode(), client)

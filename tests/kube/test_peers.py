@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from xds.mesh.kube.plan_codec import encode_report
 from xds.mesh.kube.replica_leases import ADDRESS, ANNOTATION, PREFIX, ReplicaLeases
+from xds.mesh.kube.rollout_codec import encode_report
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.sync import ReplicaSync
 

@@ -31,8 +31,8 @@ from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json, KubeError
 from xds.mesh.kube.ca_secret import SECRET, load_or_create_authorities
 from xds.mesh.kube.lease import LEASE_NAME, Lease
-from xds.mesh.kube.plan_codec import encode_plan, encode_report
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX, ReplicaLeases
+from xds.mesh.kube.rollout_codec import encode_plan, encode_report
 from xds.mesh.kube.root_publisher import NAME as ROOTS
 from xds.mesh.kube.root_publisher import RootPublisher
 from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher, Configuration

@@ -23,7 +23,7 @@ from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.conditions import ConditionPublisher, FalseCondition, desired_conditions
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref, ServicePort
-from xds.mesh.policy.effect import without_effect
+from xds.mesh.policy.ineffective import without_effect
 
 PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"

@@ -17,8 +17,8 @@ from tests.kubernetes.shop import Shop, address
 from tests.support.waiting import eventually
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.kube import crds
-from xds.mesh.kube.plan_codec import decode_plan, decode_report
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX
+from xds.mesh.kube.rollout_codec import decode_plan, decode_report
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.observation import Report

@@ -9,7 +9,7 @@ import pytest
 
 from tests.mesh.objects import facts, named, pod, service
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.policy.plan import plan
+from xds.mesh.policy.prediction import predict_change
 
 IPV4, IPV6 = "10.0.0.1", "fd00::1"
 STRICT = named("PeerAuthentication", "ns", "default", spec={"mtls": {"mode": "STRICT"}})
@@ -105,5 +105,5 @@ def test_unknown_ip_family_is_refused():
 def test_pod_with_two_addresses_counts_once_in_a_plan():
     client = pod("ns", "client", "10.0.0.2", mode="")
     before = [dual_pod(), client, service("ns", "web", "10.1.0.1"), *slices(IPv4=True, IPv6=True)]
-    found = plan(Mesh(facts(*before)), Mesh(facts(*before, STRICT)))
+    found = predict_change(Mesh(facts(*before)), Mesh(facts(*before, STRICT)))
     assert [len(change.endpoints) for change in found.hops] == [1]

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, service
-from xds.mesh.controlplane.plan_traffic import ObservedPeriod, observation_message
+from xds.mesh.controlplane.traffic_comparison import ObservedPeriod, observation_message
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Mode
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.strict import SeenTraffic, find_contradictions, last_seen, policy_ports, times_by_target
-from xds.mesh.policy.plan import plan, scope_of
+from xds.mesh.policy.prediction import predict_change, scope_of
 
 NOON = 1_000_000 * 600.0
 DAY = 86400.0
@@ -110,7 +110,7 @@ def test_policy_of_a_workload_concerns_only_its_pods():
 def test_hop_says_when_its_clients_were_last_seen():
     before = Mesh(MESH)
     after = before.apply(Change(applied=(peer("shop", "STRICT"),)))
-    [hop] = [hop for hop in plan(before, after).hops if hop.effect.worsens]
+    [hop] = [hop for hop in predict_change(before, after).hops if hop.effect.worsens]
     old = seen()._replace(client=Client("zoo", "old"))
     assert last_seen(hop, times_by_target([seen(), old]), after) == NOON - 10
     assert last_seen(hop, times_by_target([seen()]), after) is None
@@ -132,7 +132,7 @@ def message(observed: ObservedPeriod, change: Fact | None = None):
     applied = Change(applied=(change or peer("shop", "STRICT"),))
     after = before.apply(applied)
     contradictions = find_contradictions(before, after, None, observed.seen)
-    return observation_message(observed, contradictions, plan(before, after), strict_ports=1)
+    return observation_message(observed, contradictions, predict_change(before, after), strict_ports=1)
 
 
 def test_complete_observation_without_plaintext_is_safe():

@@ -22,7 +22,7 @@ from xds.mesh.policy.direct import (
     refusals_without_service,
 )
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import ChangePlan, plan, scope_of
+from xds.mesh.policy.prediction import Prediction, predict_change, scope_of
 from xds.mesh.policy.reach import Answer, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.policy.steps import finish
@@ -44,18 +44,18 @@ def applied(before: Mesh, *facts: Fact) -> Mesh:
     return before.apply(Change(applied=facts))
 
 
-def planned(before: Mesh, after: Mesh, *facts: Fact) -> ChangePlan:
-    """The plan of a change, which must not depend on its scope."""
-    found = plan(before, after, scope_of(Change(applied=facts), before, after))
-    unscoped = plan(before, after)
+def predicted(before: Mesh, after: Mesh, *facts: Fact) -> Prediction:
+    """The prediction of a change, which must not depend on its scope."""
+    found = predict_change(before, after, scope_of(Change(applied=facts), before, after))
+    unscoped = predict_change(before, after)
     assert found.effects == unscoped.effects
     assert [*map(told, found.refusals)] == [*map(told, unscoped.refusals)]
     return found
 
 
-def strict(before: Mesh) -> ChangePlan:
+def strict(before: Mesh) -> Prediction:
     enforcing = peer("shop", "STRICT")
-    return planned(before, applied(before, enforcing), enforcing)
+    return predicted(before, applied(before, enforcing), enforcing)
 
 
 def told(refusal: Refusal) -> tuple[str, int, str]:
@@ -73,7 +73,7 @@ def test_objects_prove_callers(name: str) -> None:
 
 
 def test_mesh_without_callers_breaks_nothing() -> None:
-    assert strict(world(APP)) == ChangePlan(hops=(), refusals=())
+    assert strict(world(APP)) == Prediction(hops=(), refusals=())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_new_alias_may_break_pods_of_another_namespace() -> None:
     before = applied(world(APP), peer("shop", "STRICT"))
     alias = world(ALIAS).get(Ref("Service", "out", "alias"))
     assert alias is not None
-    found = planned(before, applied(before, alias), alias)
+    found = predicted(before, applied(before, alias), alias)
     assert [told(refusal) for refusal in found.refusals] == [
         ("external-name", 8080, "Service out/alias"),
         ("external-name", 8443, "Service out/alias"),
@@ -235,18 +235,18 @@ def test_traffic_that_moves_to_a_strict_port_breaks() -> None:
         partly,
     )
     before, after = world(*facts), world(APP, *facts[1:])
-    found = plan(before, after)
+    found = predict_change(before, after)
     assert [told(refusal) for refusal in found.refusals] == [
         ("api-server", 8443, "ValidatingWebhookConfiguration web")
     ]
     assert found.breaks
-    assert plan(after, after).refusals == ()
+    assert predict_change(after, after).refusals == ()
 
 
 def test_new_caller_of_a_strict_port_is_refused() -> None:
     before = applied(world(APP), peer("shop", "STRICT"))
     monitor = tuple(world(CALLERS["ServiceMonitor"]).facts(with_defaults=False))
-    found = planned(before, applied(before, *monitor), *monitor)
+    found = predicted(before, applied(before, *monitor), *monitor)
     assert [told(refusal) for refusal in found.refusals] == [EXPECTED["ServiceMonitor"]]
 
 
@@ -264,7 +264,7 @@ def test_probes_and_scrapes_that_the_sidecar_no_longer_answers_break() -> None:
         "metadata: {labels: {app: web}}",
         "metadata: {labels: {app: web}, annotations: {sidecar.istio.io/rewriteAppHTTPProbers: 'false'}}",
     )
-    found = plan(world(probed, enforcing), world(kept, enforcing))
+    found = predict_change(world(probed, enforcing), world(kept, enforcing))
     assert [told(refusal) for refusal in found.refusals] == [("kubelet-probe", 8080, "")]
     assert found.breaks
 
@@ -341,7 +341,7 @@ def test_exempted_port_keeps_the_others_strict(name: str) -> None:
     exempt = peer("shop", "STRICT", name="web", ports={refusal.port: "PERMISSIVE"}, app="web")
     for enforcing in (peer("shop", "STRICT"), policy("shop", "STRICT"), policy("", "STRICT")):
         after = applied(before, enforcing, exempt)
-        assert planned(before, after, enforcing, exempt).refusals == ()
+        assert predicted(before, after, enforcing, exempt).refusals == ()
         modes = {port: mode_at(after, pod, port) for pod in after.pods() for port in (8080, 8443)}
         assert {port: mode[0] for port, mode in modes.items() if mode} == {
             8080: Mode.STRICT,
@@ -407,7 +407,7 @@ def test_gateway_with_a_sidecar_can_be_published() -> None:
         metadata: {name: public, namespace: edge}
         spec: {type: LoadBalancer, selector: {app: gateway}, ports: [{port: 80, targetPort: 8000}]}
     """
-    assert strict(world(APP, gateway)) == ChangePlan(hops=(), refusals=())
+    assert strict(world(APP, gateway)) == Prediction(hops=(), refusals=())
 
 
 def test_certain_traffic_hides_that_which_is_only_probable() -> None:
@@ -561,7 +561,7 @@ def test_callers_of_services_are_clients(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLERS)
 def test_each_refused_caller_is_listed_once(name: str) -> None:
-    """Callers of Services, and those of pods, are together what a plan says to break."""
+    """Callers of Services, and those of pods, are together what is predicted to break."""
     mesh = applied(world(APP, CALLERS[name]), peer("shop", "STRICT"))
     breaking = [told(refusal) for refusal in refusals(mesh, mesh.pods())]
     of_services = {

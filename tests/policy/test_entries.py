@@ -12,8 +12,8 @@ from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_key, service_named
 from xds.mesh.model.objects import Change, MeshConfig, Mode, Ref, ServiceEntry
-from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.explain import explain
+from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.policy.reach import outcome
 from xds.mesh.rollout.desired import desired_ports, services_at

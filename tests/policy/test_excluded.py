@@ -16,7 +16,7 @@ from xds.mesh.policy.describe import OTHER_PORTS, describe
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
 from xds.mesh.policy.mtls import Send, decide
-from xds.mesh.policy.plan import plan
+from xds.mesh.policy.prediction import predict_change
 from xds.mesh.policy.reach import Answer
 from xds.mesh.policy.remedy import remedy
 
@@ -165,13 +165,13 @@ def test_description_of_excluded_ports(redirection, expected):
 def test_plan_of_a_mode_knows_the_excluded_port():
     found = world(server=INBOUND)
     change = Change(applied=(peer("x", "STRICT"),))
-    assert [hop.port for hop in plan(found, found.apply(change)).hops] == [TCP]
+    assert [hop.port for hop in predict_change(found, found.apply(change)).hops] == [TCP]
 
 
 def test_plan_of_an_annotation():
     found = world()
     changed = found.apply(Change(applied=(replace(WEB, redirection=INBOUND),)))
-    (change,) = plan(found, changed).hops
+    (change,) = predict_change(found, changed).hops
     assert (change.effect, change.after.reason) == ("breaks", "inbound-excluded")
 
 

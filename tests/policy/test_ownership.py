@@ -29,7 +29,7 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import TrafficPolicy
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.listeners import is_used, listeners_at
-from xds.mesh.policy.plan import plan, scope_of
+from xds.mesh.policy.prediction import predict_change, scope_of
 from xds.mesh.policy.reach import outcome
 from xds.snapshot import LISTENER
 
@@ -223,7 +223,7 @@ def test_change_of_the_owner_is_in_the_scope_of_its_plan():
     disable = rule("shop", "owner.shop.svc.cluster.local", "DISABLE", name="owner")
     for change in (Change(applied=(disable,)), Change(removed=(OWNER.ref,))):
         after = world.apply(change)
-        scoped = plan(world, after, scope_of(change, world, after))
+        scoped = predict_change(world, after, scope_of(change, world, after))
         assert ("taker", "plaintext") in {(hop.service.name, str(hop.effect)) for hop in scoped.hops}
 
 

@@ -2,7 +2,7 @@
 
 Each case has three states: without its policies and rules, as it is, and with a STRICT policy for the mesh.
 In each state, every client calls every service port until it has reached every endpoint, and the results must
-be those of `hops`. The results of any two states must differ as `plan` predicts.
+be those of `hops`. The results of any two states must differ as `predict_change` says.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.support.envoy import drained, run_options
 from tests.support.exchange import HTTP1, HTTP2, TCP
 from tests.support.manifests import Manifest, peer_authentication
 from tests.support.mesh import Mesh
-from tests.support.predictions import At, Call, Results, planned, results
+from tests.support.predictions import At, Call, Results, results
 from tests.support.tcp import LineApp
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.mesh import Mesh as Facts
 from xds.mesh.model.objects import TRAFFIC_KINDS, Object, Protocol, Service
-from xds.mesh.policy.plan import plan
+from xds.mesh.policy.prediction import predict_change
 from xds.mesh.policy.reach import Result, connection
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy]
@@ -118,7 +118,7 @@ async def test_real_traffic_of_golden_cases_is_as_predicted(cases: list[Path], t
             assert not wrong, f"{state.name}: {wrong}"
             measured.append((state, facts, real))
     for (one, before, old), (other, after, new) in permutations(measured, 2):
-        expected = planned(plan(before, after), old, new)
+        expected = predicted(predict_change(before, after), old, new)
         assert expected == {call: new[call] for call in expected}, f"{one.name} -> {other.name}"
 
 

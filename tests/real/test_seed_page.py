@@ -11,9 +11,9 @@ import yaml
 from tests.support.apps import Httpbin
 from tests.support.local import RECONNECTED, LocalMesh, LocalPod
 from tests.support.manifests import Manifest
-from tests.support.predictions import At, Call, Results, planned, results
+from tests.support.predictions import At, Call, Results, predicted, results
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.policy.plan import plan
+from xds.mesh.policy.prediction import predict_change
 from xds.mesh.policy.reach import Result
 
 pytestmark = pytest.mark.envoy
@@ -117,7 +117,7 @@ class Page:
         assert real == {call: results(facts)[call] for call in real}
         if self._last:
             before, old = self._last
-            assert planned(plan(before, facts), old, real) == real
+            assert predicted(predict_change(before, facts), old, real) == real
         self._last = facts, real
         return seen
 

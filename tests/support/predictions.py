@@ -9,7 +9,7 @@ from typing import TypeAlias
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Ref, Service, ServicePort
 from xds.mesh.policy.hops import hops
-from xds.mesh.policy.plan import ChangePlan
+from xds.mesh.policy.prediction import Prediction
 from xds.mesh.policy.reach import RANKS, Outcome, Result, outcome
 
 Call: TypeAlias = tuple[Ref, Ref, int]
@@ -51,8 +51,8 @@ def results(mesh: Mesh) -> Results:
     return found
 
 
-def planned(plan: ChangePlan, before: Results, after: Results) -> Results:
-    """Return the results before a change, with the changes that a plan predicts.
+def predicted(prediction: Prediction, before: Results, after: Results) -> Results:
+    """Return the results before a change, with the changes that are predicted.
 
     Leaves out calls that are possible only before or only after the change. `after` says which are possible,
     and the endpoints that they have then. Its results are not used.
@@ -60,7 +60,7 @@ def planned(plan: ChangePlan, before: Results, after: Results) -> Results:
     changes = {
         ((client.ref, change.service.ref, change.port.port), endpoint and (endpoint.address, endpoint.port)):
             (change.before.result, change.after.result)
-        for change in plan.hops
+        for change in prediction.hops
         for clients in change.clients
         for client in clients.pods
         for endpoint in change.endpoints or (None,)

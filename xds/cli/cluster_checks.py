@@ -27,8 +27,8 @@ from xds.mesh.kube.api import Json, KubeApi
 from xds.mesh.kube.ca_secret import SECRET, AuthorityError, CaSecrets
 from xds.mesh.kube.crds import CrdStatus
 from xds.mesh.kube.lease import LEASE_NAME
-from xds.mesh.kube.plan_codec import CodecError, decode_plan, decode_report
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX
+from xds.mesh.kube.rollout_codec import CodecError, decode_plan, decode_report
 from xds.mesh.kube.webhook import Configuration
 from xds.mesh.model.names import join_names, natural_key
 from xds.mesh.rollout.observation import Report

@@ -13,7 +13,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_matching, ports_named
 from xds.mesh.model.objects import Problem
 from xds.mesh.policy import explain as policy
-from xds.mesh.policy.effect import without_effect
+from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
 

@@ -16,7 +16,7 @@ from xds.cli.options import print_not_considered
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
 from xds.mesh.model.objects import Problem
-from xds.mesh.policy.plan import Effect
+from xds.mesh.policy.prediction import Effect
 from xds.mesh.policy.reach import Failure
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1.traffic_pb2 import TrafficEdge

@@ -18,7 +18,7 @@ from xds.cli.output import print_document
 from xds.cli.tables import Table
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, printable
-from xds.mesh.policy.effect import without_effect
+from xds.mesh.policy.ineffective import without_effect
 
 EXAMPLES = """
 xds validate -f policies/

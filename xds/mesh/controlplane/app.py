@@ -22,7 +22,7 @@ from xds.introspect import Introspection
 from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.certificate_service import CertificateService
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.ineffective_objects import IneffectiveObjects
 from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
 from xds.mesh.controlplane.metrics.traffic import TrafficMetrics
 from xds.mesh.controlplane.objects_service import ObjectsService
@@ -90,7 +90,7 @@ class ControlPlane:
         self._settings = settings
         self._page = Page(Access(settings.admin_token, (settings.admin[0], *settings.names)))
         self._metrics: Metrics | None = None
-        self._effects: EffectWatcher | None = None
+        self._ineffective: IneffectiveObjects | None = None
         self._running: RunningProblems | None = None
         self._is_stopping = False
         self._problem_log, self._problem_times = ProblemLog(log), ProblemTimes()
@@ -161,8 +161,8 @@ class ControlPlane:
     @property
     def _problems(self) -> Collection[Problem]:
         """The current problems of objects, settings and the running mesh, and the objects without effect."""
-        effects = self._effects.problems if self._effects else ()
-        return (*self._source.problems, *self._running_problems(), *effects)
+        ineffective = self._ineffective.problems if self._ineffective else ()
+        return (*self._source.problems, *self._running_problems(), *ineffective)
 
     def _running_problems(self) -> tuple[Problem, ...]:
         return self._running.problems if self._running else ()
@@ -173,14 +173,14 @@ class ControlPlane:
 
     def _found_problems(self) -> tuple[FoundProblem, ...]:
         """Return the current problems, with when each was found."""
-        effects = self._effects.found if self._effects else ()
+        ineffective = self._ineffective.found if self._ineffective else ()
         problems = (*self._source.problems, *self._running_problems())
-        return (*self._problem_times.found(problems), *effects)
+        return (*self._problem_times.found(problems), *ineffective)
 
     async def _check_problems(self) -> tuple[FoundProblem, ...]:
         """Return the current problems, after a check for objects without effect."""
-        if self._effects:
-            await self._effects.check()
+        if self._ineffective:
+            await self._ineffective.check()
         return self._found_problems()
 
     def _render_metrics(self, accept: str) -> tuple[bytes, str]:
@@ -240,7 +240,7 @@ class ControlPlane:
         replica_traffic = ReplicaTraffic(
             reports, peers.access if peers else None, own_connected=lambda: controller.connections.streams
         )
-        self._effects = components.effects
+        self._ineffective = components.ineffective
         self._running = RunningProblems(controller, lambda: replica_traffic.merged, self._record_problems)
         self._metrics = metrics = Metrics(
             controller, lambda: self._problems, self._source.stale_seconds, lambda: self._source.unenforced
@@ -249,7 +249,7 @@ class ControlPlane:
             metrics.register(collector)
         tasks: list[BackgroundTask] = [
             controller.run,
-            components.effects.run,
+            components.ineffective.run,
             replica_traffic.run,
             self._running.run,
             metrics.measure_loop_lag,

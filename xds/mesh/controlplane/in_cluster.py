@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from xds.mesh.controlplane.app import listening
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.ineffective_objects import IneffectiveObjects
 from xds.mesh.controlplane.listeners import secure_listeners
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.parts import BackgroundTask, Components, PeerLinks, Settings, WebhookSettings
@@ -69,12 +69,12 @@ async def build_components(
         external=settings.external,
     )
     replica.attach(controller)
-    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
+    ineffective = IneffectiveObjects(lambda: controller.mesh, controller.ready)
     conditions = ConditionPublisher(
         api,
         lambda: source.problems,
         lambda: controller.mesh,
-        lambda: effects.by_object,
+        lambda: ineffective.by_object,
         leads=replica.leads,
     )
     pod_certificates = PodCertificates(api, controller, replica.leads)
@@ -104,7 +104,7 @@ async def build_components(
             lambda port: access.publish(host_port(host, port) if host else ""),
             listeners.admit_replicas,
         )
-    return Components(controller, effects, tasks, listeners, metrics, peers)
+    return Components(controller, ineffective, tasks, listeners, metrics, peers)
 
 
 async def _own_identity(api: KubeApi) -> IdentityPattern | None:

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from xds.introspect.guard import Admit
 from xds.mesh.controlplane.controller import ROLLOUT_TIMEOUT, Controller
-from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.ineffective_objects import IneffectiveObjects
 from xds.mesh.controlplane.objects_service import ReadObjects
 from xds.mesh.controlplane.replica_traffic import ReplicaAccess
 from xds.mesh.controlplane.signing import ExternalIssuer
@@ -151,7 +151,7 @@ class Components(NamedTuple):
 
     controller: Controller
     """Translates the mesh and publishes it to proxies."""
-    effects: EffectWatcher
+    ineffective: IneffectiveObjects
     """Finds objects without effect."""
     tasks: Sequence[BackgroundTask] = ()
     """Additional background tasks, such as leader election and the webhook."""

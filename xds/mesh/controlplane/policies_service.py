@@ -19,8 +19,8 @@ from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.hop_traffic import HopTraffic
-from xds.mesh.controlplane.plan_traffic import ObservedPeriod
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
+from xds.mesh.controlplane.traffic_comparison import ObservedPeriod
 from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_matching

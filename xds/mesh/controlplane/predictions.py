@@ -14,7 +14,7 @@ from xds.mesh.controlplane.explanation import (
     side_message,
 )
 from xds.mesh.controlplane.hop_traffic import HopTraffic
-from xds.mesh.controlplane.plan_traffic import (
+from xds.mesh.controlplane.traffic_comparison import (
     ObservedPeriod,
     observation_message,
     plaintext_port_message,
@@ -31,7 +31,6 @@ from xds.mesh.model.names import (
 )
 from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
-from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
 from xds.mesh.policy.direct import (
     OutsideClient,
@@ -43,8 +42,9 @@ from xds.mesh.policy.direct import (
 )
 from xds.mesh.policy.hop_text import format_target
 from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, Target, all_targets, clients_of, hops
-from xds.mesh.policy.plan import HopChange
-from xds.mesh.policy.plan_text import format_outside_client, summary
+from xds.mesh.policy.ineffective import why_ineffective
+from xds.mesh.policy.prediction import HopChange, Scope, predict_change, scope_of, unready_services
+from xds.mesh.policy.prediction_text import format_outside_client, summary
 from xds.mesh.policy.reach import Answer, Failure, Outcome, Result
 from xds.mesh.policy.remedy import change_remedy
 from xds.mesh.sources.files import Folder
@@ -54,7 +54,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 MAX_RESULTS = 5000
 """Maximum number of results of a response. gRPC clients limit the size of a response to 4 MiB by default."""
 MAX_UNKNOWN = 10
-"""Maximum number of clients outside the mesh that a plan names because their servers are not known."""
+"""Maximum number of clients outside the mesh that a response names because their servers are not known."""
 MAX_CHANGES = 20
 """Maximum number of changed hops of a response. Each names its clients, which can be thousands."""
 
@@ -247,7 +247,7 @@ def plan(
     base: Folder | None = None,
     not_considered: Sequence[str] = (),
 ) -> Iterator[pb.PlanResponse]:
-    """Yield the effects of a change. Together, the responses are one plan.
+    """Yield the effects of a change. Together, the responses are the plan that `xds plan` prints.
 
     Raises UnknownNameError if an object to delete does not exist, and OSError if a folder cannot be read.
 
@@ -272,37 +272,37 @@ def plan(
         return
     change = replace(change, removed=(*change.removed, *removed))
     after = before.apply(change)
-    scope, applied = policy.scope_of(change, before, after), {fact.ref for fact in change.applied}
-    planned = policy.plan(before, after, scope)
-    without_effect = policy.ineffective(after, applied)
-    unready = [f"{each.namespace}/{each.name}" for each in policy.unready_services(after, scope)]
+    scope, applied = scope_of(change, before, after), {fact.ref for fact in change.applied}
+    prediction = predict_change(before, after, scope)
+    without_effect = why_ineffective(after, applied)
+    unready = [f"{each.namespace}/{each.name}" for each in unready_services(after, scope)]
     if unready:
         names = join_names(unready, MAX_UNKNOWN)
         phrase = f"connections to Services without a ready pod ({len(unready)}): {names}"
         yield pb.PlanResponse(not_considered=[phrase])
     yield pb.PlanResponse(problems=map(_problem, _unknown_servers(after, scope)))
     yield pb.PlanResponse(
-        breaks=planned.breaks,
-        summary=summary(planned, is_complete=not (ignored or unready)),
-        refused=map(refused_message, planned.refusals),
+        breaks=prediction.breaks,
+        summary=summary(prediction, is_complete=not (ignored or unready)),
+        refused=map(refused_message, prediction.refusals),
         without_effect=map(_problem, without_effect),
         unproven_clients=observed is None
         and any(ref.kind in POLICY_KINDS for ref in (*applied, *change.removed)),
     )
     times = strict.times_by_target(observed.seen) if observed else {}
-    hops = (_change(hop, strict.last_seen(hop, times, after)) for hop in planned.hops)
+    hops = (_change(hop, strict.last_seen(hop, times, after)) for hop in prediction.hops)
     while batch := list(islice(hops, MAX_CHANGES)):
         yield pb.PlanResponse(hops=batch)
     if observed:
         found = strict.find_contradictions(before, after, scope, observed.seen)
         ports = strict.policy_ports(before, after, applied)
         yield pb.PlanResponse(
-            observation=observation_message(observed, found, planned, strict_ports=ports.strict),
+            observation=observation_message(observed, found, prediction, strict_ports=ports.strict),
             plaintext_ports=[plaintext_port_message(port, clients_messages) for port in ports.plaintext],
         )
 
 
-def _unknown_servers(mesh: Mesh, scope: policy.Scope | None) -> Iterator[Problem]:
+def _unknown_servers(mesh: Mesh, scope: Scope | None) -> Iterator[Problem]:
     """Yield a notice for the first clients outside the mesh whose servers are not known."""
     found = calls_to_unknown_pods(mesh, scope.namespaces if scope else None)
     for caller, service in islice(found, MAX_UNKNOWN):

@@ -1,6 +1,6 @@
 """Problems of the running mesh: expiring certificates, replicas without contact, and requests that fail.
 
-Problems of objects come from their source (`xds.mesh.sources`) and from `effects.py`.
+Problems of objects come from their source (`xds.mesh.sources`) and from `ineffective_objects.py`.
 """
 
 from __future__ import annotations

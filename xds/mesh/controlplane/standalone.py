@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.ineffective_objects import IneffectiveObjects
 from xds.mesh.controlplane.listeners import secure_listeners
 from xds.mesh.controlplane.parts import Components, Settings
 from xds.mesh.identity.auth import own_token_verifier
@@ -49,5 +49,5 @@ async def build_components(settings: Settings, state_dir: Path | None, config: M
     )
     authorities = Authorities(authority=authority)
     listeners = secure_listeners(settings, controller, lambda: authorities, token_verifier=token_verifier)
-    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
-    return Components(controller, effects, listeners=listeners)
+    ineffective = IneffectiveObjects(lambda: controller.mesh, controller.ready)
+    return Components(controller, ineffective, listeners=listeners)

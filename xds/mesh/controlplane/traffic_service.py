@@ -15,8 +15,8 @@ import grpc.aio
 from xds.checkpoint import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.plan_traffic import ObservedPeriod, timestamp
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
+from xds.mesh.controlplane.traffic_comparison import ObservedPeriod, timestamp
 from xds.mesh.model.objects import Pod, Service
 from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Edges, PodName
 from xds.mesh.observe.merged import Missing

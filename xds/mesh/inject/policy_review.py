@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.model.objects import ENFORCE_PLAN, TRAFFIC_KINDS, Change, Problem, Ref, printable
 from xds.mesh.parse import Parsed, parse
-from xds.mesh.policy.plan import ChangePlan
-from xds.mesh.policy.plan_text import breaking_sentences, summary
+from xds.mesh.policy.prediction import Prediction
+from xds.mesh.policy.prediction_text import breaking_sentences, summary
 
 Json: TypeAlias = dict[str, Any]
 
@@ -153,14 +153,14 @@ def _digest(operation: str, ref: Ref | None, document: Json | None) -> bytes:
     return sha256(json.dumps([operation, ref, created, spec], sort_keys=True).encode()).digest()
 
 
-def summarize(plan: ChangePlan, ineffective: Iterable[Problem]) -> Effects:
+def summarize(prediction: Prediction, ineffective: Iterable[Problem]) -> Effects:
     """Return the effects of a change as text, with a bounded number of sentences."""
-    sentences = [*breaking_sentences(plan)]
-    bad = sum(count for effect, count in plan.effects.items() if effect.worsens)
+    sentences = [*breaking_sentences(prediction)]
+    bad = sum(count for effect, count in prediction.effects.items() if effect.worsens)
     return Effects(
         sentences=tuple(sentences[:MAX_SENTENCES]),
         breaks=len(sentences),
-        summary=summary(plan) if bad > min(len(sentences), MAX_SENTENCES) else "",
+        summary=summary(prediction) if bad > min(len(sentences), MAX_SENTENCES) else "",
         ineffective=tuple(map(_describe, [*ineffective][:MAX_PROBLEMS])),
     )
 

@@ -20,7 +20,8 @@ from xds.mesh.inject.policy_review import Effects, Json, Proposal, respond, summ
 from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, printable
-from xds.mesh.policy.plan import ineffective_steps, plan_steps, scope_of
+from xds.mesh.policy.ineffective import why_ineffective_steps
+from xds.mesh.policy.prediction import predict_change_steps, scope_of
 from xds.mesh.policy.steps import Steps
 from xds.server.fair_share import CpuShare, FairSemaphore
 
@@ -117,9 +118,9 @@ def _effects(before: Mesh, change: Change) -> Steps[Effects]:
     change = replace(change, applied=tuple(as_applied(before, fact) for fact in change.applied))
     after = before.apply(change)
     yield
-    plan = yield from plan_steps(before, after, scope_of(change, before, after))
-    ineffective = yield from ineffective_steps(after, {fact.ref for fact in change.applied})
-    return summarize(plan, ineffective)
+    prediction = yield from predict_change_steps(before, after, scope_of(change, before, after))
+    ineffective = yield from why_ineffective_steps(after, {fact.ref for fact in change.applied})
+    return summarize(prediction, ineffective)
 
 
 class PolicyReviewer:

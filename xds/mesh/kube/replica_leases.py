@@ -27,7 +27,7 @@ from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.decoding import decode_json
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.kube.ndjson import read_lines
-from xds.mesh.kube.plan_codec import CodecError, decode_plan, decode_report, encode_plan, encode_report
+from xds.mesh.kube.rollout_codec import CodecError, decode_plan, decode_report, encode_plan, encode_report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
 

@@ -17,7 +17,7 @@ from xds.mesh.observe.workloads import pod_of_target, pod_target, target_of
 from xds.mesh.policy.direct import mode_at
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode, ports_with_own_mode
-from xds.mesh.policy.plan import HopChange, Scope
+from xds.mesh.policy.prediction import HopChange, Scope
 
 PodPort: TypeAlias = tuple[Ref, int]
 """A port of a pod."""

@@ -51,7 +51,7 @@ class Failure(StrEnum):
     POD_UNKNOWN = "pod-unknown"
     """The service port has no ready endpoint, and an EndpointSlice names an unknown Pod."""
     SERVICE_DELETED = "service-deleted"
-    """A change deletes the Service or its port. Only `xds.mesh.policy.plan` returns this reason."""
+    """A change deletes the Service or its port. Only `xds.mesh.policy.prediction` returns this reason."""
     PORT_OF_SIDECAR = "port-of-sidecar"
     """The endpoint's port belongs to its sidecar, and only its own pod can connect to it."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"

@@ -6,7 +6,7 @@ from xds.mesh.model.objects import PROBE_PORT, OutsideTraffic, Pod
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import HopChange
+from xds.mesh.policy.prediction import HopChange
 from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"

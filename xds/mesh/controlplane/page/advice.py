@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from xds.mesh.model.names import join_names
 from xds.mesh.model.workload import WorkloadKey
 from xds.mesh.observe.edges import TrafficMode
-from xds.mesh.policy.plan import Effect
+from xds.mesh.policy.prediction import Effect
 
 MAX_NAMES = 3
 """Maximum number of workloads that a text names."""

@@ -22,7 +22,7 @@ from xds.mesh.observe.workloads import pod_target
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hops import Clients, clients_of
 from xds.mesh.policy.mtls import served_mode
-from xds.mesh.policy.plan import ChangePlan, Effect, HopChange, plan, scope_of
+from xds.mesh.policy.prediction import Effect, HopChange, Prediction, predict_change, scope_of
 from xds.mesh.policy.remedy import refusal_remedy, remedy
 
 MAX_BREAKS = 20
@@ -95,7 +95,7 @@ def find_breaks(mesh: Mesh, namespace: str) -> list[Break]:
     return [*map(_broken_hop, hops), *map(_refused, found.refusals)]
 
 
-def _plan_strict(mesh: Mesh, namespace: str) -> ChangePlan:
+def _plan_strict(mesh: Mesh, namespace: str) -> Prediction:
     """Return the effects of STRICT as the mode of a namespace. Policies for workloads stay more specific."""
     policies = mesh.in_namespace(namespace).peer_authentications
     current = next((policy for policy in policies if not policy.selector and not policy.scope_unknown), None)
@@ -106,7 +106,7 @@ def _plan_strict(mesh: Mesh, namespace: str) -> ChangePlan:
         strict = ModePolicy(meta=meta, mode=Mode.STRICT)
     change = Change(applied=(strict,))
     after = mesh.apply(change)
-    return plan(mesh, after, scope_of(change, mesh, after))
+    return predict_change(mesh, after, scope_of(change, mesh, after))
 
 
 def _broken_hop(change: HopChange) -> Break:

@@ -1,4 +1,4 @@
-"""Report objects that have no effect (`xds.mesh.policy.effect`), and log those that stay so for a while.
+"""Report objects that have no effect (`xds.mesh.policy.ineffective`), and log those that stay so for a while.
 
 A thread checks the mesh a few seconds after its last change, or when a user asks: earlier, it would delay the
 responses that the change causes.
@@ -18,7 +18,7 @@ from xds.mesh.controlplane.publisher import traceback_of
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
-from xds.mesh.policy.effect import Ineffective, without_effect
+from xds.mesh.policy.ineffective import Ineffective, without_effect
 from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ LOG_RATE = 5.0
 _Key: TypeAlias = tuple[Ref, str, bool]
 
 
-class EffectWatcher:
+class IneffectiveObjects:
     """Track which objects have no effect; `run` works until cancelled."""
 
     def __init__(self, mesh: Callable[[], Mesh], ready: asyncio.Event) -> None:

@@ -1,13 +1,13 @@
 """Predict how a change of the mesh changes the results of connections.
 
-`plan` compares two meshes for classes of clients and endpoints that cannot differ, as `hops` does. It also
-finds clients outside the mesh that objects prove, and that a STRICT sidecar would refuse.
+`predict_change` compares two meshes for classes of clients and endpoints that cannot differ, as `hops` does.
+It also finds clients outside the mesh that objects prove, and that a STRICT sidecar would refuse.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
@@ -15,10 +15,8 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.applied import running_pod
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import TRAFFIC_KINDS, CallerFact, Change, Pod, Problem, Ref, Service, ServicePort
-from xds.mesh.policy.conflicts import overridden_steps
+from xds.mesh.model.objects import CallerFact, Change, Pod, Service, ServicePort
 from xds.mesh.policy.direct import Refusal, RefusalKey, call_steps, group_refusals, refused_traffic
-from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
     Answers,
     Clients,
@@ -77,8 +75,8 @@ class HopChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChangePlan:
-    """The effects of a change."""
+class Prediction:
+    """The predicted effects of a change."""
 
     hops: tuple[HopChange, ...]
     """Changed hops, worst effect first, then in natural order of their services."""
@@ -130,7 +128,7 @@ def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
 
 
 def unready_services(mesh: Mesh, scope: Scope | None) -> Iterator[Service]:
-    """Yield the Services of a scope that have pods, but none that is ready: a plan does not compare them."""
+    """Yield the Services of a scope that have pods, but none that is ready: they are not compared."""
     for service in mesh.services():
         if scope is None or (service.namespace, service.name) in scope.services:
             pods = mesh.in_namespace(service.namespace).selected(service.selector)
@@ -139,8 +137,8 @@ def unready_services(mesh: Mesh, scope: Scope | None) -> Iterator[Service]:
                 yield service
 
 
-def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> ChangePlan:
-    """Return the effects of a change.
+def predict_change(before: Mesh, after: Mesh, scope: Scope | None = None) -> Prediction:
+    """Predict the effects of a change.
 
     Hops of clients and service ports that exist only after the change are left out: nothing that worked can
     break there. A new endpoint is compared with the best answer that its service port gave to the client.
@@ -150,39 +148,17 @@ def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> ChangePlan:
         after: the mesh with the change.
         scope: what the change may affect (`scope_of`); None for everything.
     """
-    return finish(plan_steps(before, after, scope))
+    return finish(predict_change_steps(before, after, scope))
 
 
-def plan_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[ChangePlan]:
-    """Compute a `plan` in steps. The meshes may be in use meanwhile."""
+def predict_change_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[Prediction]:
+    """Compute `predict_change` in steps. The meshes may be in use meanwhile."""
     changes = yield from _hop_changes(before, after, scope)
     refusals = yield from _refusals(before, after, scope)
     ranks = list(Effect)
-    return ChangePlan(
+    return Prediction(
         hops=tuple(sorted(changes, key=lambda change: ranks.index(change.effect))), refusals=tuple(refusals)
     )
-
-
-def ineffective(mesh: Mesh, refs: Collection[Ref]) -> list[Problem]:
-    """Return why some of these objects have no effect: they match nothing, or other objects override them."""
-    return finish(ineffective_steps(mesh, refs))
-
-
-def ineffective_steps(mesh: Mesh, refs: Collection[Ref]) -> Steps[list[Problem]]:
-    """Compute `ineffective` in steps. With objects other than policies and rules, one step is large."""
-    if all(ref.kind in TRAFFIC_KINDS for ref in refs):
-        problems = [problem for ref in sorted(refs) for problem in policy_without_effect(mesh, ref)]
-    else:
-        by_ref = without_effect(mesh).problems
-        problems = [problem for ref in by_ref if ref in refs for problem in by_ref[ref]]
-    yield
-    found = yield from overridden_steps(mesh, refs)
-    for ref, override in found.items():
-        if ref in refs and (fact := mesh.get(ref)):
-            part = f"{override.what} " if override.what else ""
-            what = f"{ref}: {part}has no effect, because {', '.join(map(str, override.by))} overrides it"
-            problems.append(Problem(where=fact.meta.origin or str(ref), what=what))
-    return problems
 
 
 _Senders: TypeAlias = tuple[SenderKey, SenderKey]

@@ -7,26 +7,26 @@ from collections.abc import Iterator
 from xds.mesh.model.objects import OutsideTraffic, Ref
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients, format_target
-from xds.mesh.policy.plan import ChangePlan, Effect, HopChange
+from xds.mesh.policy.prediction import Effect, HopChange, Prediction
 from xds.mesh.policy.reach import Failure
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 
-def summary(plan: ChangePlan, *, is_complete: bool = True) -> str:
+def summary(prediction: Prediction, *, is_complete: bool = True) -> str:
     """Return the number of hops and of direct traffic with each effect, such as `breaks: 2, repaired: 1`.
 
-    `is_complete` is whether all objects were considered that could change the plan.
+    `is_complete` is whether all objects were considered that could change the prediction.
     """
-    effects = plan.effects
+    effects = prediction.effects
     parts = [f"{effect}: {effects[effect]}" for effect in Effect if effects[effect]]
     nothing = "no connection changes" + ("" if is_complete else " among the objects that were considered")
     return ", ".join(parts) or nothing
 
 
-def breaking_sentences(plan: ChangePlan) -> Iterator[str]:
+def breaking_sentences(prediction: Prediction) -> Iterator[str]:
     """Yield a sentence for each hop that breaks, then for direct traffic, each with its remedy."""
-    yield from (_hop_sentence(change) for change in plan.hops if change.effect is Effect.BREAKS)
-    yield from (_refusal_sentence(refusal) for refusal in plan.refusals if refusal.breaks)
+    yield from (_hop_sentence(change) for change in prediction.hops if change.effect is Effect.BREAKS)
+    yield from (_refusal_sentence(refusal) for refusal in prediction.refusals if refusal.breaks)
 
 
 def format_pod_port(refusal: Refusal) -> str:

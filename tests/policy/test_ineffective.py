@@ -20,8 +20,8 @@ from xds.mesh.model.objects import (
     UnknownService,
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.policy import effect
-from xds.mesh.policy.effect import MAX_PER_OBJECT, Ineffective, policy_without_effect, without_effect
+from xds.mesh.policy import ineffective
+from xds.mesh.policy.ineffective import MAX_PER_OBJECT, Ineffective, policy_without_effect, without_effect
 
 WEB = service("web", "shop")
 NAMED = ServicePort(port=80, target="http", name="http")
@@ -390,13 +390,13 @@ def test_long_selector_is_shortened() -> None:
 
 def test_only_changed_namespaces_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[str] = []
-    original = effect._in_namespace
+    original = ineffective._in_namespace
 
     def counted(facts, *, is_root):
         computed.extend({ref.namespace for ref in facts.facts})
         return original(facts, is_root=is_root)
 
-    monkeypatch.setattr(effect, "_in_namespace", counted)
+    monkeypatch.setattr(ineffective, "_in_namespace", counted)
     spaces = [fact for n in range(20) for fact in (pod("web", f"ns{n}"), service("web", f"ns{n}"))]
     world = mesh(*spaces, peer("ns3", "STRICT", name="lock", app="wbe"))
     found = without_effect(world)

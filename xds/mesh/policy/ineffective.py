@@ -17,6 +17,7 @@ from xds.mesh.model.names import MAX_CANDIDATES
 from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
+    TRAFFIC_KINDS,
     DestinationRule,
     ModePolicy,
     Namespace,
@@ -30,8 +31,10 @@ from xds.mesh.model.objects import (
     TrafficFact,
 )
 from xds.mesh.parse.reading import nearest
+from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS, has_too_many_subsets
 from xds.mesh.policy.disregarded import disregarded
+from xds.mesh.policy.steps import Steps, finish
 
 MAX_PER_OBJECT = 10
 """Maximum number of problems reported per object; a DestinationRule can have any number of subsets."""
@@ -119,6 +122,28 @@ def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
     else:
         return
     yield from (problem for owner, problem in findings if owner == ref)
+
+
+def why_ineffective(mesh: Mesh, refs: Collection[Ref]) -> list[Problem]:
+    """Return why some of these objects have no effect: they match nothing, or other objects override them."""
+    return finish(why_ineffective_steps(mesh, refs))
+
+
+def why_ineffective_steps(mesh: Mesh, refs: Collection[Ref]) -> Steps[list[Problem]]:
+    """Compute `why_ineffective` in steps. With objects other than policies and rules, one step is large."""
+    if all(ref.kind in TRAFFIC_KINDS for ref in refs):
+        problems = [problem for ref in sorted(refs) for problem in policy_without_effect(mesh, ref)]
+    else:
+        by_ref = without_effect(mesh).problems
+        problems = [problem for ref in by_ref if ref in refs for problem in by_ref[ref]]
+    yield
+    found = yield from overridden_steps(mesh, refs)
+    for ref, override in found.items():
+        if ref in refs and (fact := mesh.get(ref)):
+            part = f"{override.what} " if override.what else ""
+            what = f"{ref}: {part}has no effect, because {', '.join(map(str, override.by))} overrides it"
+            problems.append(Problem(where=fact.meta.origin or str(ref), what=what))
+    return problems
 
 
 def _problem(owner: Object, what: str, hint: str = "", *, notice: bool = False) -> _Finding:

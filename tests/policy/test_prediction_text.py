@@ -7,15 +7,15 @@ from dataclasses import replace
 from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, ContainerPort, Fact
-from xds.mesh.policy.plan import ChangePlan, plan
-from xds.mesh.policy.plan_text import breaking_sentences, summary
+from xds.mesh.policy.prediction import Prediction, predict_change
+from xds.mesh.policy.prediction_text import breaking_sentences, summary
 
 WEB = service("web", "shop", HTTP)
 
 
-def strict(*facts: Fact) -> ChangePlan:
+def strict(*facts: Fact) -> Prediction:
     before = mesh(WEB, *facts)
-    return plan(before, before.apply(Change(applied=(peer("shop", "STRICT"),))))
+    return predict_change(before, before.apply(Change(applied=(peer("shop", "STRICT"),))))
 
 
 def server(name: str, **changes: object) -> Fact:
@@ -42,7 +42,7 @@ def test_hop_that_breaks_in_part_names_the_number_of_endpoints() -> None:
 
 def test_reason_without_deciding_object_is_named_alone() -> None:
     before = mesh(WEB, server("web-1"), pod("client", "zoo"))
-    found = plan(before, before.apply(Change(removed=(WEB.ref,))))
+    found = predict_change(before, before.apply(Change(removed=(WEB.ref,))))
     assert [*breaking_sentences(found)] == [
         (
             "shop/web-1, zoo/client -> web.shop:80 would fail: service-deleted; "
@@ -66,5 +66,5 @@ def test_refused_probe_follows_the_hops() -> None:
 
 
 def test_change_without_effect_has_no_sentence() -> None:
-    found = plan(Mesh(), Mesh())
+    found = predict_change(Mesh(), Mesh())
     assert ([*breaking_sentences(found)], summary(found)) == ([], "no connection changes")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xds.mesh.kube.plan_codec import (
+from xds.mesh.kube.rollout_codec import (
     MAX_LENGTH,
     MAX_PLAIN_LENGTH,
     CodecError,

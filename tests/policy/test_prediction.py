@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.golden.cases import CASES, extended, load
 from tests.policy.meshes import facts, meshes
 from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, policy, rule, service, slices
-from tests.support.predictions import planned, predict, results
+from tests.support.predictions import predict, predicted, results
 from xds.demo.play import STEPS
 from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
@@ -33,8 +33,15 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
 from xds.mesh.policy.direct import refusals
-from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.plan import ChangePlan, Effect, HopChange, ineffective, plan, scope_of, unready_services
+from xds.mesh.policy.ineffective import why_ineffective, without_effect
+from xds.mesh.policy.prediction import (
+    Effect,
+    HopChange,
+    Prediction,
+    predict_change,
+    scope_of,
+    unready_services,
+)
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
@@ -70,7 +77,7 @@ def difference(before: Mesh, after: Mesh) -> set[Pair]:
     return changed
 
 
-def expanded(found: ChangePlan) -> list[Pair]:
+def expanded(found: Prediction) -> list[Pair]:
     return [
         (
             (client.ref, change.service.ref, change.port.port),
@@ -86,7 +93,7 @@ def expanded(found: ChangePlan) -> list[Pair]:
 
 
 def check(before: Mesh, after: Mesh) -> None:
-    found = plan(before, after)
+    found = predict_change(before, after)
     pairs = expanded(found)
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == difference(before, after)
@@ -109,11 +116,11 @@ def test_plan_leads_from_the_results_before_to_those_after(
     after = before.apply(Change(applied=tuple(changed), removed=tuple(removed)))
     check(before, after)
     found = results(after)
-    expected = planned(plan(before, after), results(before), found)
+    expected = predicted(predict_change(before, after), results(before), found)
     assert expected == {call: found[call] for call in expected}
 
 
-def comparable(found: ChangePlan) -> object:
+def comparable(found: Prediction) -> object:
     hops = [replace(change, clients=()) for change in found.hops]
     refusals = [replace(refusal, clients=()) for refusal in found.refusals]
     clients = [
@@ -134,8 +141,8 @@ def test_scope_of_a_change_contains_all_its_effects(
     refs = [fact.ref for fact in before.facts() if with_pods or not isinstance(fact, Pod)]
     change = Change(applied=applied, removed=tuple(data.draw(st.lists(st.sampled_from(refs), max_size=3))))
     after = before.apply(change)
-    scoped = plan(before, after, scope_of(change, before, after))
-    assert comparable(scoped) == comparable(plan(before, after))
+    scoped = predict_change(before, after, scope_of(change, before, after))
+    assert comparable(scoped) == comparable(predict_change(before, after))
 
 
 def test_scope_is_unknown_for_pods_and_settings():
@@ -157,7 +164,7 @@ def test_policies_without_effect_are_found_one_by_one(world: Mesh, changed: list
     unmatched, overrides = without_effect(world).problems, overridden(world)
     own = world.facts(with_defaults=False)
     for ref in (fact.ref for fact in own if fact.ref.kind in TRAFFIC_KINDS):
-        *problems, last = (*ineffective(world, {ref}), None)
+        *problems, last = (*why_ineffective(world, {ref}), None)
         if ref in overrides:
             last = problems.pop()
             assert "overrides it" in str(last)
@@ -167,10 +174,10 @@ def test_policies_without_effect_are_found_one_by_one(world: Mesh, changed: list
 def test_objects_without_effect_are_found_among_all_kinds():
     lonely, misplaced = service("lonely", "x", HTTP), peer("typo", "STRICT")
     world = Mesh([lonely, misplaced, pod("web", "x")])
-    assert ineffective(world, {peer("x", "STRICT").ref}) == []
-    [missing] = ineffective(world, {misplaced.ref})
+    assert why_ineffective(world, {peer("x", "STRICT").ref}) == []
+    [missing] = why_ineffective(world, {misplaced.ref})
     assert "namespace typo does not exist" in missing.what
-    [unmatched, again] = ineffective(world, {lonely.ref, misplaced.ref})
+    [unmatched, again] = why_ineffective(world, {lonely.ref, misplaced.ref})
     assert ("it has no endpoints" in again.what, unmatched) == (True, missing)
 
 
@@ -236,7 +243,9 @@ def test_plan_of_each_step_of_the_istio_task(tmp_path: Path):
     for before, after in pairwise(steps):
         check(before, after)
     found = {
-        after.name: [summary(change) for change in plan(*worlds).hops if change.service.name == "httpbin"]
+        after.name: [
+            summary(change) for change in predict_change(*worlds).hops if change.service.name == "httpbin"
+        ]
         for after, worlds in zip(STEPS[1:], pairwise(steps), strict=True)
     }
     assert found == TASK
@@ -244,7 +253,7 @@ def test_plan_of_each_step_of_the_istio_task(tmp_path: Path):
 
 def test_strict_breaks_clients_without_a_sidecar():
     world = mesh(pod("a", "x"), pod("b", "x", sidecar=False), service("a", "x", HTTP))
-    found = plan(world, world.apply(Change(applied=(peer("x", "STRICT"),))))
+    found = predict_change(world, world.apply(Change(applied=(peer("x", "STRICT"),))))
     (change,) = found.hops
     assert found.breaks
     assert summary(change) == "breaks: x/b -> a.x (server-requires-mtls)"
@@ -253,7 +262,7 @@ def test_strict_breaks_clients_without_a_sidecar():
 
 def test_change_without_an_effect_is_an_empty_plan():
     world = mesh(pod("a", "x"), pod("b", "x"), service("a", "x"))
-    found = plan(world, world.apply(Change(applied=(peer("x", "STRICT"),))))
+    found = predict_change(world, world.apply(Change(applied=(peer("x", "STRICT"),))))
     assert (found.hops, found.refusals, found.breaks) == ((), (), False)
 
 
@@ -262,14 +271,14 @@ def test_new_endpoint_that_fails_breaks_its_clients():
         pod("a", "x", app="s"), pod("b", "x"), service("s", "x", HTTP), rule("x", "*", "ISTIO_MUTUAL")
     )
     new = pod("new", "x", sidecar=False, app="s")
-    (change,) = plan(world, world.apply(Change(applied=(new,)))).hops
+    (change,) = predict_change(world, world.apply(Change(applied=(new,)))).hops
     assert summary(change) == "breaks: x/a x/b -> s.x (endpoint-without-sidecar)"
     assert (len(change.endpoints), change.ready) == (1, 2)
 
 
 def test_failure_that_becomes_certain_may_break_its_clients():
     before = mesh(pod("a", "x"), pod("web", "x"), service("web", "x", TCP), rule("x", "*", "SIMPLE"))
-    found = plan(before, before.apply(Change(applied=(peer("x", "STRICT"),))))
+    found = predict_change(before, before.apply(Change(applied=(peer("x", "STRICT"),))))
     [change] = found.hops
     assert (change.effect, found.breaks) == (Effect.MAY_BREAK, False)
     assert (change.before.reason, change.after.reason) == ("tls-left-to-application", "tls-not-the-meshs")
@@ -278,15 +287,15 @@ def test_failure_that_becomes_certain_may_break_its_clients():
 def test_deleted_service_breaks_its_clients():
     world = mesh(pod("a", "x"), pod("b", "x"), service("a", "x"))
     gone = world.apply(Change(removed=(world.service("x", "a").ref,)))
-    assert {str(change.after.reason) for change in plan(world, gone).hops} == {"service-deleted"}
+    assert {str(change.after.reason) for change in predict_change(world, gone).hops} == {"service-deleted"}
     port_gone = world.apply(Change(applied=(service("a", "x", HTTP),)))
-    assert [change.port for change in plan(world, port_gone).hops] == [TCP]
+    assert [change.port for change in predict_change(world, port_gone).hops] == [TCP]
 
 
 def test_new_clients_and_services_are_not_compared():
     world = mesh(pod("a", "x"), service("a", "x"), peer("x", "STRICT"))
     new = (pod("b", "x", sidecar=False), service("none", "x"))
-    assert plan(world, world.apply(Change(applied=new))).hops == ()
+    assert predict_change(world, world.apply(Change(applied=new))).hops == ()
 
 
 PORTS = (ContainerPort(port=8080, name="http"), ContainerPort(port=9090, name="http-metrics"))
@@ -311,11 +320,11 @@ def test_strict_refuses_direct_traffic(probes, annotations, refused):
     server = replace(SERVER, probe_ports=probes, meta=replace(SERVER.meta, annotations=annotations))
     world = mesh(server)
     strict = world.apply(Change(applied=(peer("x", "STRICT"),)))
-    found = plan(world, strict)
+    found = predict_change(world, strict)
     assert [(str(refusal.traffic), refusal.port) for refusal in found.refusals] == refused
     assert found.breaks is any(OutsideTraffic(traffic).is_certain for traffic, _ in refused)
     assert {str(refusal.decided_by) for refusal in found.refusals} <= {"PeerAuthentication x/default"}
-    assert plan(strict, strict).refusals == plan(strict, world).refusals == ()
+    assert predict_change(strict, strict).refusals == predict_change(strict, world).refusals == ()
 
 
 def test_refused_traffic_is_that_which_exists_for_certain():
@@ -338,13 +347,13 @@ def test_direct_traffic_to_excluded_ports_is_not_refused():
     for redirection in (Redirection(exclude_inbound_ports=(80, 9090)), Redirection(inbound_ports=(80,))):
         server = replace(SERVER, ports=PORTS[1:], probe_ports=(9090,), redirection=redirection)
         world = mesh(server)
-        assert not plan(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
+        assert not predict_change(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
 
 
 def test_direct_traffic_to_new_pods_is_refused():
     strict = mesh(peer("x", "STRICT"), replace(pod("b", "x", sidecar=False), probe_ports=(80,)))
     new = replace(SERVER, probe_ports=(8080,))
-    (refusal, _) = plan(strict, strict.apply(Change(applied=(new,)))).refusals
+    (refusal, _) = predict_change(strict, strict.apply(Change(applied=(new,)))).refusals
     assert [clients.accounts for clients in refusal.clients] == [{"a": (new,)}]
 
 
@@ -352,10 +361,10 @@ def test_direct_traffic_to_a_running_workload_is_not_new():
     running = replace(pod("web-7d4b9c6f5-x2x4z", "x"), probe_ports=(8080,))
     template = replace(pod("deploy/web", "x"), probe_ports=(8080,), is_template=True, address="")
     strict = mesh(peer("x", "STRICT"), running)
-    assert plan(strict, strict.apply(Change(applied=(template,)))).refusals == ()
+    assert predict_change(strict, strict.apply(Change(applied=(template,)))).refusals == ()
     permissive = mesh(running)
     after = permissive.apply(Change(applied=(template, peer("x", "STRICT"))))
-    (refusal,) = plan(permissive, after).refusals
+    (refusal,) = predict_change(permissive, after).refusals
     assert [clients.accounts for clients in refusal.clients] == [
         {"deploy/web": (template,), "web-7d4b9c6f5-x2x4z": (running,)}
     ]
@@ -368,7 +377,7 @@ def test_scope_contains_services_of_other_namespaces_that_list_a_pod():
     before = mesh(server, pod("naked", "c", sidecar=False), web, slices(web, server.address))
     change = Change(applied=(peer("a", "STRICT"),))
     after = before.apply(change)
-    (hop,) = plan(before, after, scope_of(change, before, after)).hops
+    (hop,) = predict_change(before, after, scope_of(change, before, after)).hops
     assert (hop.effect, hop.service.ref.namespace) == (Effect.BREAKS, "b")
 
 
@@ -425,7 +434,7 @@ def test_remedy_for_a_probe_is_injection():
     world = mesh(replace(SERVER, probe_ports=(8080,)))
     texts = {
         refusal.traffic: refusal_remedy(refusal)
-        for refusal in plan(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
+        for refusal in predict_change(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
     }
     exempt = (
         "exempt port 9090 (PeerAuthentication with a selector, mtls STRICT and portLevelMtls 9090 "
@@ -456,7 +465,7 @@ def test_applied_facts_keep_what_the_api_server_set():
 def test_remedy_of_a_change_is_for_connections_that_get_worse():
     world = mesh(pod("a", "x"), pod("naked", "x", sidecar=False), service("a", "x", HTTP))
     strict = world.apply(Change(applied=(peer("x", "STRICT"),)))
-    (worse,), (better,) = plan(world, strict).hops, plan(strict, world).hops
+    (worse,), (better,) = predict_change(world, strict).hops, predict_change(strict, world).hops
     expected = "add a sidecar to x/naked, or use PERMISSIVE in PeerAuthentication x/default until then"
     assert (change_remedy(worse), change_remedy(better)) == (expected, "")
 
@@ -465,12 +474,12 @@ def test_objects_without_effect_are_named_with_the_reason():
     lost = peer("x", "STRICT", name="lost", app="nobody")
     old = policy("x", "DISABLE", "a", name="old")
     world = mesh(pod("a", "x"), service("a", "x", HTTP), peer("x", "STRICT"), lost, old)
-    found = [problem.what for problem in ineffective(world, {lost.ref, old.ref})]
+    found = [problem.what for problem in why_ineffective(world, {lost.ref, old.ref})]
     assert [text.partition(",")[0] for text in found] == [
         "selector app=nobody matches no pod in namespace x",
         "Policy x/old: has no effect",
     ]
-    assert list(ineffective(world, set())) == []
+    assert list(why_ineffective(world, set())) == []
 
 
 def test_services_without_a_ready_pod_are_named() -> None:

@@ -16,7 +16,7 @@ from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
 from xds.mesh.policy.hops import Clients
-from xds.mesh.policy.plan import ChangePlan
+from xds.mesh.policy.prediction import Prediction
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
@@ -53,14 +53,14 @@ class ObservedPeriod:
 
 
 def observation_message(
-    observed: ObservedPeriod, found: Contradictions, plan: ChangePlan, *, strict_ports: int
+    observed: ObservedPeriod, found: Contradictions, prediction: Prediction, *, strict_ports: int
 ) -> pb.Observation:
     """Return the comparison of a change with observed traffic.
 
     Args:
         observed: what was observed.
         found: what of it concerns the change.
-        plan: the predicted effects of the change.
+        prediction: the predicted effects of the change.
         strict_ports: number of pods' ports that its policies apply to, and that are STRICT after it.
     """
     gaps = list(_gaps(observed, found)) if found.locked else []
@@ -78,7 +78,7 @@ def observation_message(
         safe=is_safe,
         strict_ports=strict_ports,
         root_namespace=observed.root_namespace,
-        summary=_summary(observed, found, gaps, breaks=plan.breaks),
+        summary=_summary(observed, found, gaps, breaks=prediction.breaks),
     )
 
 

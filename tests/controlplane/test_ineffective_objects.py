@@ -11,11 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.policy.world import mesh, peer, pod, service
-from xds.mesh.controlplane import effects as module
-from xds.mesh.controlplane.effects import MAX_LOGGED, EffectWatcher
+from xds.mesh.controlplane import ineffective_objects as module
+from xds.mesh.controlplane.ineffective_objects import MAX_LOGGED, IneffectiveObjects
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change
-from xds.mesh.policy.effect import Ineffective
+from xds.mesh.policy.ineffective import Ineffective
 
 WITHIN = 30.0
 SHOP = [pod("web", "shop"), service("web", "shop")]
@@ -31,7 +31,7 @@ class World:
         self.mesh = mesh(*SHOP, LOCK)
         self.ready = asyncio.Event()
         self.looks = 0
-        self.watcher = EffectWatcher(self._look, self.ready)
+        self.watcher = IneffectiveObjects(self._look, self.ready)
 
     def _look(self) -> Mesh:
         self.looks += 1
