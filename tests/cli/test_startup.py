@@ -83,7 +83,7 @@ def test_control_plane_imports_only_what_it_needs() -> None:
 
 def test_commands_for_a_cluster_do_not_import_the_server() -> None:
     imported = in_program("import sys, xds.cli.cluster; print(*sys.modules)").split()
-    assert "xds.mesh.sources.reflector" in imported
+    assert "xds.mesh.kube.reflector" in imported
     assert not {"grpc", "xds.server"} & {*imported}
 
 

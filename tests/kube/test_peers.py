@@ -39,7 +39,7 @@ async def test_address_of_a_replica_is_an_ip_and_a_port(
     now = asyncio.get_running_loop().time()
     sync.reports.renewed(now, now)
     for name in ("a", "b"):
-        leases._receive(lease(name, published))
+        leases._receive(PREFIX + name, lease(name, published))
     assert leases.peer_addresses(now) == expected
     assert not leases.is_isolated(now)
     assert leases.peer_addresses(now + 14) == expected

@@ -15,7 +15,7 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.sources.fake_apiserver import NOBODY, FakeApiServer
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi
-from xds.mesh.sources.resource import KubeResource
+from xds.mesh.kube.resource import KubeResource
 
 NAMED = os.environ.get("XDS_TEST_KUBECONFIG", "")
 """A kubeconfig: its cluster is tested too, with namespaces and CRDs of the tests."""

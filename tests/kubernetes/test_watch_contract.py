@@ -13,8 +13,8 @@ import pytest
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.places import Place, fake, real
 from tests.sources.following import QUICK, Following
-from xds.mesh.sources.reflector import FailureCause
-from xds.mesh.sources.resource import KubeResource
+from xds.mesh.kube.reflector import FailureCause
+from xds.mesh.kube.resource import KubeResource
 
 
 @pytest.fixture

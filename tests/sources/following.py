@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from tests.support.waiting import eventually
 from xds.mesh.kube.api import KubeApi
+from xds.mesh.kube.reflector import Reflector
+from xds.mesh.kube.resource import KubeResource, WatchOptions
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref
 from xds.mesh.sources.kubernetes import Kubernetes
-from xds.mesh.sources.reflector import Reflector
 from xds.mesh.sources.report import SourceUpdate
-from xds.mesh.sources.resource import KubeResource, WatchOptions
 
 PATIENCE = 30.0
 """Time limit for expected changes on a busy machine, in seconds."""

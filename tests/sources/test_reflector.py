@@ -16,8 +16,8 @@ from tests.sources.faults import events, silence, slow, status
 from tests.sources.following import QUICK, Following
 from xds.mesh.kube.api import KubeApi
 from xds.mesh.kube.ndjson import MAX_LINE_LENGTH
-from xds.mesh.sources.reflector import FailureCause
-from xds.mesh.sources.resource import KubeResource, WatchOptions
+from xds.mesh.kube.reflector import FailureCause
+from xds.mesh.kube.resource import KubeResource, WatchOptions
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from xds.mesh.kube import pod_certificates as requests
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.kube.pod_certificates import PodRequest
+from xds.mesh.kube.reflector import Key, Reflector
+from xds.mesh.kube.resource import KubeResource
 from xds.mesh.model.objects import spiffe_id
-from xds.mesh.sources.reflector import Key, Reflector
-from xds.mesh.sources.resource import KubeResource
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ RESOURCE = KubeResource(
     plural=requests.PLURAL,
     custom=True,
     optional=True,
-    selector=f"spec.signerName={SIGNER}",
+    fields=f"spec.signerName={SIGNER}",
 )
 SUPPORT_INTERVAL = 60.0
 """Seconds between two checks of whether the cluster supports these requests."""

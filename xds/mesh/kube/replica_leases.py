@@ -24,9 +24,9 @@ from typing import Any
 import structlog
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.decoding import decode_json
 from xds.mesh.kube.log_once import OnceLogger
-from xds.mesh.kube.ndjson import read_lines
+from xds.mesh.kube.reflector import Reflector
+from xds.mesh.kube.resource import KubeResource, WatchOptions
 from xds.mesh.kube.rollout_codec import CodecError, decode_plan, decode_report, encode_plan, encode_report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
@@ -48,8 +48,6 @@ WRITE_INTERVAL = 0.1
 """Minimum seconds between two writes of a report."""
 RETRY_DELAY = 1.0
 """Seconds before a failed request is retried."""
-_WATCH_TIMEOUT = 290
-"""Lifetime of a watch, in seconds. An expired watch is reopened."""
 
 
 def replica_name(identity: str) -> str:
@@ -67,7 +65,22 @@ class ReplicaLeases:
         self, api: KubeApi, namespace: str, sync: ReplicaSync, on_change: Callable[[], None]
     ) -> None:
         self._api = api
-        self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        resource = KubeResource(
+            kind="Lease",
+            plural="leases",
+            group="coordination.k8s.io",
+            namespace=namespace,
+            labels=f"{LABEL}=true",
+        )
+        self._path = resource.path("v1")
+        options = WatchOptions(
+            max_delay=RETRY_DELAY,
+            max_retry_after=RETRY_DELAY,
+            # The replica's own renewals arrive within the duration. Without them, the watch is broken.
+            idle_timeout=sync.reports.duration,
+            list_timeout=30.0,
+        )
+        self._leases: Reflector[Json] = Reflector(api, resource, lambda lease, _: lease, self._read, options)
         self._namespace = namespace
         self._sync = sync
         self._on_change = on_change
@@ -121,7 +134,7 @@ class ReplicaLeases:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._write("report", self._write_report))
             tasks.create_task(self._write("plan", self._write_plan))
-            tasks.create_task(self._read())
+            tasks.create_task(self._leases.run())
 
     # --- writes ---
 
@@ -227,80 +240,41 @@ class ReplicaLeases:
 
     # --- all Leases ---
 
-    async def _read(self) -> None:
-        while True:
-            try:
-                await self._watch(await self._list())
-                self._log_problem("", task="read")
-            except KubeError as error:
-                if error.status != HTTPStatus.GONE:
-                    self._log_problem(str(error), task="read")
-                await asyncio.sleep(RETRY_DELAY * random.uniform(0.5, 1))  # noqa: S311
-
-    async def _list(self) -> str:
-        """Read all Leases. Return the resourceVersion of the list."""
-        listed = await self._api.get(self._path, labelSelector=f"{LABEL}=true")
-        leases = {lease["metadata"]["name"]: lease for lease in listed.get("items") or ()}
-        for lease in leases.values():
-            self._receive(lease)
-        if PLAN not in leases:
-            self._sync.plan_read("", StoredPlan())
-        for name in self._sync.reports.names - {name.removeprefix(PREFIX) for name in leases}:
-            self._forget(name)
+    def _read(self) -> None:
+        """Read what has changed."""
+        failure = self._leases.failure
+        self._log_problem(failure.message if failure else "", task="read")
+        for (_, name), (_, lease) in self._leases.take().items():
+            self._receive(name, lease)
+        if self._leases.complete and self._sync.stored is None:
+            self._receive(PLAN, None)
         self._on_change()
-        return str(listed["metadata"]["resourceVersion"])
 
-    async def _watch(self, version: str) -> None:
-        """Apply events until the server ends the watch. KubeError: the watch failed."""
-        query = {
-            "labelSelector": f"{LABEL}=true",
-            "resourceVersion": version,
-            "watch": True,
-            "timeoutSeconds": _WATCH_TIMEOUT,
-        }
-        # The replica's own renewals arrive within the duration. Without them, the watch is broken.
-        async with self._api.stream(self._path, idle=self._sync.reports.duration, **query) as stream:
-            async for lines in read_lines(stream):
-                for line in lines:
-                    event = decode_json(line)
-                    lease = event["object"]
-                    if event["type"] == "ERROR":
-                        raise KubeError(int(lease.get("code") or 0), str(lease.get("message")))
-                    if event["type"] == "DELETED":
-                        self._deleted(lease["metadata"]["name"])
-                    elif event["type"] != "BOOKMARK":
-                        self._receive(lease)
-                self._on_change()
-
-    def _deleted(self, name: str) -> None:
-        if name == PLAN:
-            self._sync.plan_read("", StoredPlan())
-        elif name == self.name:
-            self._version = ""
-            self._wake()
-        else:
-            self._forget(name.removeprefix(PREFIX))
-
-    def _forget(self, replica: str) -> None:
-        self._sync.reports.forget(replica)
-        self._addresses.pop(replica, None)
-
-    def _receive(self, lease: Json) -> None:
-        meta, now = lease["metadata"], asyncio.get_running_loop().time()
+    def _receive(self, name: str, lease: Json | None) -> None:
+        """Read a Lease; None if there is none."""
+        meta = lease["metadata"] if lease else {}
         annotations = meta.get("annotations") or {}
-        text = annotations.get(ANNOTATION, "")
-        if meta["name"] == PLAN:
+        text, version = annotations.get(ANNOTATION, ""), meta.get("resourceVersion", "")
+        replica = name.removeprefix(PREFIX)
+        if name == PLAN:
+            plan = StoredPlan()
             try:
-                plan = decode_plan(text)
+                plan = decode_plan(text) if lease else plan
             except CodecError as error:
                 self._log_problem(str(error), task="plan")
-                plan = StoredPlan()
-            self._sync.plan_read(meta["resourceVersion"], plan)
-        elif meta["name"] != self.name:
+            self._sync.plan_read(version, plan)
+        elif name == self.name:
+            if not lease:
+                self._version = ""
+                self._wake()
+        elif lease:
             duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
-            name = meta["name"].removeprefix(PREFIX)
-            self._addresses[name] = _parse_address(annotations.get(ADDRESS, ""))
-            self._sync.reports.receive(name, meta["resourceVersion"], decode_report(text), duration, now)
+            self._addresses[replica] = _parse_address(annotations.get(ADDRESS, ""))
+            now = asyncio.get_running_loop().time()
+            self._sync.reports.receive(replica, version, decode_report(text), duration, now)
+        else:
+            self._sync.reports.forget(replica)
+            self._addresses.pop(replica, None)
 
 
 def _parse_address(text: str) -> str:

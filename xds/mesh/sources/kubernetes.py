@@ -17,9 +17,10 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
+from xds.mesh.kube.reflector import FailureCause, Key, Reflector, WatchFailure
+from xds.mesh.kube.resource import KubeResource, WatchOptions
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref, printable
 from xds.mesh.parse import KINDS, Kind, Parsed, Watch, parse, unreadable
-from xds.mesh.sources.reflector import FailureCause, Key, Reflector, WatchFailure
 from xds.mesh.sources.report import (
     ReadObject,
     SourceUpdate,
@@ -27,7 +28,6 @@ from xds.mesh.sources.report import (
     rejection_of,
     with_served_version,
 )
-from xds.mesh.sources.resource import KubeResource, WatchOptions
 from xds.mesh.sources.settings import SettingsLoader
 
 CONFIG_MAP = "xds"

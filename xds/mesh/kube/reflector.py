@@ -17,7 +17,7 @@ from xds.checkpoint import Checkpoint
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.decoding import decode_json, list_decoder
 from xds.mesh.kube.ndjson import read_lines
-from xds.mesh.sources.resource import KubeResource, WatchOptions
+from xds.mesh.kube.resource import KubeResource, WatchOptions
 
 T = TypeVar("T")
 
@@ -284,17 +284,12 @@ class Reflector(Generic[T]):
         self._wake()
 
     def _request_page(self, limit: int | None, token: str | None = None) -> asyncio.Task[Json]:
-        query = {"limit": limit, "continue": token, "fieldSelector": self._selector}
+        query = {"limit": limit, "continue": token, **self.resource.selectors}
         path = self.resource.path(self._api_version)
         page = self._api.call(
             "GET", path, query=query, timeout=self._options.list_timeout, decode=self._decode_list
         )
         return asyncio.create_task(page)
-
-    @property
-    def _selector(self) -> str | None:
-        named = f"metadata.name={self.resource.name}" if self.resource.name else ""
-        return named or self.resource.selector or None
 
     # --- watch ---
 
@@ -306,7 +301,7 @@ class Reflector(Generic[T]):
             "allowWatchBookmarks": True,
             "resourceVersion": self._version,
             "timeoutSeconds": round(self._options.watch_timeout * random.uniform(1.0, 2.0)),  # noqa: S311
-            "fieldSelector": self._selector,
+            **self.resource.selectors,
         }
         path, started = self.resource.path(self._api_version), loop.time()
         async with self._api.stream(path, idle=self._options.idle_timeout, **query) as stream:

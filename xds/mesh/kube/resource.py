@@ -55,8 +55,10 @@ class KubeResource:
     """Namespace to watch; empty for all."""
     name: str = ""
     """Name of the only object to watch; empty for all."""
-    selector: str = ""
-    """Field selector of the objects to watch; empty for all."""
+    fields: str = ""
+    """Field selector of the objects to watch, without `name`; empty for all."""
+    labels: str = ""
+    """Label selector of the objects to watch; empty for all."""
     used: type[Any] | None = None
     """TypedDict of the fields to decode in a list; None for all."""
 
@@ -75,6 +77,14 @@ class KubeResource:
         return (
             f"{root}/namespaces/{self.namespace}/{self.plural}" if self.namespace else f"{root}/{self.plural}"
         )
+
+    @property
+    def selectors(self) -> dict[str, str | None]:
+        """Query parameters that select the objects to watch."""
+        return {
+            "fieldSelector": f"metadata.name={self.name}" if self.name else self.fields or None,
+            "labelSelector": self.labels or None,
+        }
 
     @property
     def rule(self) -> str:
