@@ -26,7 +26,7 @@ async def table(world, breaks=None, traffic=None, away=()):
         async for found in compute_breaks(world):
             breaks = found
     observed = ObservedTraffic(traffic, world)
-    connected = {(pod.namespace, pod.name) for pod in world.pods() if pod.has_sidecar} - {*away}
+    connected = {pod.key for pod in world.pods() if pod.has_sidecar} - {*away}
     return {
         (row["namespace"], row["workload"]): row for row in await rows(world, breaks, observed, connected)
     }

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Pod
-from xds.mesh.rollout.proxies import PodName
+from xds.mesh.model.objects import Pod, PodKey
 
 
 class Absent(NamedTuple):
@@ -41,7 +40,7 @@ class SidecarTracker:
     address, none of its containers runs.
     """
 
-    def __init__(self, mesh: Callable[[], Mesh], connected: Container[PodName]) -> None:
+    def __init__(self, mesh: Callable[[], Mesh], connected: Container[PodKey]) -> None:
         """Create a tracker.
 
         Args:
@@ -50,23 +49,23 @@ class SidecarTracker:
         """
         self._mesh = mesh
         self._connected = connected
-        self._disconnected: dict[PodName, tuple[str, float]] = {}
+        self._disconnected: dict[PodKey, tuple[str, float]] = {}
         """For each pod that lost its last stream: its UID, and when the stream ended."""
         self._expected: tuple[Mesh, tuple[Pod, ...]] | None = None
         self._absent: tuple[Absent, ...] | None = None
 
-    def connected(self, key: PodName) -> None:
+    def connected(self, key: PodKey) -> None:
         """Record a new stream of a pod."""
         self._disconnected.pop(key, None)
         self._absent = None
 
-    def disconnected(self, key: PodName, now: float) -> None:
+    def disconnected(self, key: PodKey, now: float) -> None:
         """Record that the last stream of a pod has ended."""
         if pod := self._mesh().pod(*key):
             self._disconnected[key] = pod.meta.uid, now
         self._absent = None
 
-    def forget(self, key: PodName) -> None:
+    def forget(self, key: PodKey) -> None:
         """Forget a pod that was deleted."""
         self._disconnected.pop(key, None)
 
@@ -85,13 +84,13 @@ class SidecarTracker:
         """The expected pods without a connected sidecar."""
         expected = self.expected
         if self._absent is None:
-            pods = ((pod, (pod.namespace, pod.name)) for pod in expected)
+            pods = ((pod, pod.key) for pod in expected)
             self._absent = tuple(
                 Absent(*key, self._since(pod, key)) for pod, key in pods if key not in self._connected
             )
         return self._absent
 
-    def _since(self, pod: Pod, key: PodName) -> float | None:
+    def _since(self, pod: Pod, key: PodKey) -> float | None:
         uid, ended_at = self._disconnected.get(key, (None, None))
         # The entry may be about an earlier pod of the same name.
         return ended_at if uid == pod.meta.uid else None

@@ -10,7 +10,7 @@ import structlog
 
 from xds.mesh.identity import CERTIFICATE
 from xds.mesh.identity.claims import Caller, denial_reason
-from xds.mesh.model.objects import Pod
+from xds.mesh.model.objects import Pod, PodKey
 from xds.server import Subscriber
 from xds.snapshot import SECRET, ResourceSet, Snapshot
 
@@ -27,9 +27,7 @@ UNKNOWN_BUDGETS = 64
 """Number of budgets that plaintext streams of unknown pods share."""
 
 
-def recheck_caller(
-    subscriber: Subscriber, name: tuple[str, str], previous: Pod | None, pod: Pod | None
-) -> None:
+def recheck_caller(subscriber: Subscriber, name: PodKey, previous: Pod | None, pod: Pod | None) -> None:
     """End a stream if its caller may no longer act for its pod (namespace, name).
 
     Call it when the pod was changed, replaced or deleted.
@@ -49,7 +47,7 @@ def recheck_caller(
         subscriber.refuse(grpc.StatusCode.PERMISSION_DENIED, reason)
 
 
-def budget_key(caller: Caller | None, name: tuple[str, str], *, is_known: bool) -> Hashable:
+def budget_key(caller: Caller | None, name: PodKey, *, is_known: bool) -> Hashable:
     """Return the budget that a stream for a pod (namespace, name) is charged to.
 
     A known pod has one budget for authenticated streams and one for plaintext streams, so that

@@ -17,7 +17,7 @@ from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.external import read_request, require_names
 from xds.mesh.identity.keys import PublicKey
 from xds.mesh.identity.secrets import Issuer, file_secret
-from xds.mesh.model.objects import MeshConfig, Pod
+from xds.mesh.model.objects import MeshConfig, Pod, PodKey
 from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE
 from xds.snapshot import EMPTY, Resource, ResourceSet
 
@@ -58,14 +58,14 @@ class Certificates:
         self._external = external
         self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
-        self._served: dict[tuple[str, str], ResourceSet] = {}
+        self._served: dict[PodKey, ResourceSet] = {}
         """The secrets of each pod, by its namespace and name."""
         self._only_roots = EMPTY
         """The secrets of sidecars that get no private key."""
         self._file = file_secret(CREDENTIAL_BUNDLE)
         self._with_file = EMPTY
         """The secrets of sidecars whose kubelet keeps the key and certificate in a file."""
-        self._certified: dict[tuple[str, str], tuple[datetime, datetime]] = {}
+        self._certified: dict[PodKey, tuple[datetime, datetime]] = {}
         """When certificates for keys made on nodes expire, and until when that is known, by pod."""
         self.requests = Counter[str](dict.fromkeys(REQUEST_RESULTS, 0))
         """Number of certificate requests of authenticated callers, by result."""
@@ -104,7 +104,7 @@ class Certificates:
                 self._only_roots = ResourceSet((self.roots,))
                 self._with_file = ResourceSet((self._file, self.roots))
             return self._with_file if features.pod_certificate else self._only_roots
-        key = (pod.namespace, pod.name)
+        key = pod.key
         known = self._served.get(key, EMPTY)
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
         if any(known.get(secret.name) is not secret for secret in secrets):
@@ -169,7 +169,7 @@ class Certificates:
         return self._issuer.certify(identity, key, self._now(), lifetime, backdate)
 
     def record_certified(
-        self, pod: tuple[str, str], not_after: datetime, known_until: datetime | None = None
+        self, pod: PodKey, not_after: datetime, known_until: datetime | None = None
     ) -> None:
         """Remember when the certificate of a sidecar with its own key expires.
 
@@ -178,7 +178,7 @@ class Certificates:
         """
         self._certified[pod] = not_after, known_until or not_after
 
-    def _certified_until(self, pod: tuple[str, str]) -> datetime | None:
+    def _certified_until(self, pod: PodKey) -> datetime | None:
         """Return when the certificate for a sidecar's own key expires; None if that is not known."""
         not_after, known_until = self._certified.get(pod, (None, None))
         return not_after if known_until and self._now() < known_until else None
@@ -189,7 +189,7 @@ class Certificates:
 
     def expires_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate expires; None if it has none."""
-        return self._issuer.expires_at(pod) or self._certified_until((pod.namespace, pod.name))
+        return self._issuer.expires_at(pod) or self._certified_until(pod.key)
 
     @property
     def key_problem(self) -> str:
@@ -209,12 +209,12 @@ class Certificates:
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self.forget_key(pod)
-        self._certified.pop((pod.namespace, pod.name), None)
+        self._certified.pop(pod.key, None)
 
     def forget_key(self, pod: Pod) -> None:
         """Forget the key that was made for a pod, and its certificate."""
         self._issuer.forget(pod)
-        self._served.pop((pod.namespace, pod.name), None)
+        self._served.pop(pod.key, None)
 
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""

@@ -16,9 +16,9 @@ from xds.mesh.envoy.names import NodeId
 from xds.mesh.identity import CERTIFICATE
 from xds.mesh.identity.claims import Caller, CredentialKind, denial_reason
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Pod
+from xds.mesh.model.objects import Pod, PodKey
 from xds.mesh.observe.workloads import DeletedPods
-from xds.mesh.rollout.proxies import PodName, ProxyTracker
+from xds.mesh.rollout.proxies import ProxyTracker
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
@@ -40,7 +40,7 @@ class StreamNeeds(NamedTuple):
 class PodQueue(Protocol):
     """Serves pods: `xds.mesh.controlplane.publisher.Publisher`."""
 
-    def schedule(self, key: PodName, changed_at: float | None = None) -> None:
+    def schedule(self, key: PodKey, changed_at: float | None = None) -> None:
         """Queue a pod to be served."""
 
 
@@ -57,7 +57,7 @@ class Connections:
         mesh: Callable[[], Mesh],
         proxies: ProxyTracker,
         queue: PodQueue,
-        forget: Callable[[PodName], None],
+        forget: Callable[[PodKey], None],
         *,
         serve_keys: bool,
     ) -> None:
@@ -70,9 +70,9 @@ class Connections:
             forget: called when the last stream of a pod has ended.
             serve_keys: whether plaintext streams get private keys.
         """
-        self.streams: dict[PodName, set[Subscriber]] = {}
+        self.streams: dict[PodKey, set[Subscriber]] = {}
         """The streams of each connected pod."""
-        self._needs: dict[PodName, StreamNeeds] = {}
+        self._needs: dict[PodKey, StreamNeeds] = {}
         """Results of `needs` for the current streams."""
         self.sidecars = SidecarTracker(mesh, self.streams)
         """Tracker of the sidecars that should be connected and are not."""
@@ -127,7 +127,7 @@ class Connections:
             self.sidecars.disconnected(key, clock())
             self._forget(key)
 
-    def needs(self, key: PodName) -> StreamNeeds:
+    def needs(self, key: PodKey) -> StreamNeeds:
         """Return the features and the permission that a pod's streams have in common.
 
         For the features, streams that get no private key do not count if another one gets it: in plaintext,
@@ -167,7 +167,7 @@ class Connections:
             return caller.credential is CredentialKind.TOKEN
         return self._serve_keys and not stream.keyless
 
-    def pods(self) -> Iterator[tuple[PodName, Pod]]:
+    def pods(self) -> Iterator[tuple[PodKey, Pod]]:
         """Yield the connected pods that are in the mesh."""
         mesh = self._mesh()
         for key in self.streams:
@@ -187,13 +187,13 @@ class Connections:
                 recheck_caller(subscriber, key, old_pod, pod)
 
 
-def pod_name(subscriber: Subscriber) -> PodName:
+def pod_name(subscriber: Subscriber) -> PodKey:
     """Return the namespace and name of a stream's pod."""
     return _pod_name(subscriber.node.id)
 
 
 @lru_cache(maxsize=4096)
-def _pod_name(node_id: str) -> PodName:
+def _pod_name(node_id: str) -> PodKey:
     """Parse the ID of an accepted node. Each ACK needs it."""
     parsed = NodeId.parse(node_id)
     return parsed.namespace, parsed.pod

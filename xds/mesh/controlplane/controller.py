@@ -26,9 +26,8 @@ from xds.mesh.controlplane.stats import Stats
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod
+from xds.mesh.model.objects import Change, Pod, PodKey
 from xds.mesh.rollout.driver import CHECK_INTERVAL, RolloutDriver
-from xds.mesh.rollout.proxies import PodName
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.protocol.status import State
 from xds.server import Subscriber
@@ -169,7 +168,7 @@ class Controller:
             tasks.create_task(
                 self.certificates.run(
                     lambda: (pod for _, pod in self.connections.pods()),
-                    lambda pod: self.publisher.schedule((pod.namespace, pod.name)),
+                    lambda pod: self.publisher.schedule(pod.key),
                 )
             )
 
@@ -201,7 +200,7 @@ class Controller:
         self.stats.apply_seconds += clock() - started_at
         for ref in batch.change.removed:
             if isinstance(removed_pod := old_mesh.get(ref), Pod) and self.mesh.get(ref) is not removed_pod:
-                key = (ref.namespace, ref.name)
+                key = ref.key
                 self.certificates.forget(removed_pod)
                 self.connections.sidecars.forget(key)
                 self.connections.deleted_pods.add(removed_pod, time.time())
@@ -264,7 +263,7 @@ class Controller:
             if await self.publisher.checkpoint() or self._must_apply():
                 return
 
-    async def _serve(self, key: PodName) -> None:
+    async def _serve(self, key: PodKey) -> None:
         """Translate a queued pod, and publish the snapshot to its streams."""
         pod, connections = self.mesh.pod(*key), self.connections
         if pod is None:

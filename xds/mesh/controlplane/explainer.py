@@ -87,7 +87,7 @@ class Explainer:
         """Describe the configured TLS. Empty if a sidecar is not connected, because its Envoy is unknown."""
         servers = {endpoint.pod.ref: endpoint.pod for endpoint in endpoints if endpoint.pod}.values()
         streams = self._controller.connections.streams
-        found = [streams.get((pod.namespace, pod.name), ()) for pod in (self._client, *servers)]
+        found = [streams.get(pod.key, ()) for pod in (self._client, *servers)]
         if not all(found):
             return ""
         client, *others = (features_of(subscriber.node for subscriber in each) for each in found)

@@ -15,10 +15,9 @@ from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import port_line, rule_line
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, Ref
+from xds.mesh.model.objects import POLICY_KINDS, PodKey, Ref
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
-from xds.mesh.rollout.proxies import PodName
 from xds.protocol.session import Session
 from xds.protocol.status import State
 from xds.protocol.types import short_name
@@ -70,7 +69,7 @@ class ProgressTracker:
         self._mesh: Mesh | None = None
         self._hosts: frozenset[str] = frozenset()
         """Hosts of the services with a port whose mode the object decides."""
-        self._servers: frozenset[PodName] = frozenset()
+        self._servers: frozenset[PodKey] = frozenset()
         """Pods with a sidecar and a port whose mode the object decides."""
         self._names: dict[tuple[str, str], frozenset[str]] = {}
         """Names of the resources that were made from the object, by type and version of the resource set."""
@@ -109,7 +108,7 @@ class ProgressTracker:
         if mesh is self._mesh:
             return
         self._mesh, self._names, self._made = mesh, {}, {}
-        hosts, servers = set[str](), set[PodName]()
+        hosts, servers = set[str](), set[PodKey]()
         if self._ref.kind in POLICY_KINDS:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
@@ -124,7 +123,7 @@ class ProgressTracker:
                 }
                 hosts.update(each.service.cluster_host for each in exposures if each.target in decided)
                 if decided:
-                    servers.add((pod.namespace, pod.name))
+                    servers.add(pod.key)
         self._hosts, self._servers = frozenset(hosts), frozenset(servers)
 
     def _is_in_scope(self, pod: Ref, mesh: Mesh) -> bool:
@@ -159,7 +158,7 @@ class ProgressTracker:
     # --- ACKs -----------------------------------------------------------------------------------------------
 
     async def _read_stream(
-        self, key: PodName, subscriber: Subscriber, checkpoint: Checkpoint
+        self, key: PodKey, subscriber: Subscriber, checkpoint: Checkpoint
     ) -> Lagging | bool:
         """Return whether the object affects a stream, or why the stream lags."""
         snapshot, node_id = subscriber.snapshot, subscriber.node.id

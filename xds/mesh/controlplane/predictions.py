@@ -88,7 +88,7 @@ def reach(
     for checked, (_, group) in enumerate(by_target, 1):
         hops_of_target = list(group)
         service, port = hops_of_target[0].service, hops_of_target[0].port
-        callers = outside_by_port.get(((service.namespace, service.name), port.port), ())
+        callers = outside_by_port.get((service.key, port.port), ())
         outside = [*_outside(mesh, callers, (service, port))]
         for response in _responses(hops_of_target, outside, request, messages, observed):
             response.checked, response.total, response.client_pods = checked, len(targets), len(clients)

@@ -22,8 +22,7 @@ from xds.mesh.controlplane.stats import Stats
 from xds.mesh.envoy.features import Features
 from xds.mesh.envoy.translate import steps as translation_steps
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Pod
-from xds.mesh.rollout.proxies import PodName
+from xds.mesh.model.objects import Pod, PodKey
 from xds.server import Subscriber
 from xds.snapshot import ResourceSet, Snapshot
 
@@ -41,19 +40,19 @@ class Publisher:
             stats: counts translations.
         """
         self._wake, self._stats = wake, stats
-        self._due: OrderedDict[PodName, float | None] = OrderedDict()
+        self._due: OrderedDict[PodKey, float | None] = OrderedDict()
         """Pods to translate, with the time of the oldest unpublished change; None without one."""
-        self.deferred: set[PodName] = set()
+        self.deferred: set[PodKey] = set()
         """Pods whose first snapshot waits for reconnecting proxies to report their state."""
-        self._superseded: set[PodName] = set()
+        self._superseded: set[PodKey] = set()
         """Pods whose last translation was cancelled by newer changes."""
-        self._errors: dict[PodName, str] = {}
+        self._errors: dict[PodKey, str] = {}
         """Why the last translation of a pod failed."""
         self._last_error = ""
         """The last error that was logged with its traceback."""
         self.checkpoint = Checkpoint()
         """Yields to the event loop between translations."""
-        self._translating: PodName | None = None
+        self._translating: PodKey | None = None
         """The pod whose translation is in progress."""
         self._translated_change: float | None = None
         """Time of the oldest change in that translation; None without one."""
@@ -65,34 +64,34 @@ class Publisher:
         return min((at for at in waiting if at is not None), default=inf)
 
     @property
-    def next(self) -> PodName | None:
+    def next(self) -> PodKey | None:
         """The pod to serve next."""
         return next(iter(self._due), None)
 
-    def schedule(self, key: PodName, changed_at: float | None = None) -> None:
+    def schedule(self, key: PodKey, changed_at: float | None = None) -> None:
         """Queue a pod. If it is queued already, keep the time of its oldest change."""
         oldest = self._due.get(key)
         self._due[key] = changed_at if oldest is None else oldest
         self.deferred.discard(key)
         self._wake.set()
 
-    def defer(self, key: PodName) -> None:
+    def defer(self, key: PodKey) -> None:
         """Take a pod from the queue, until it is scheduled again."""
         self._due.pop(key, None)
         self.deferred.add(key)
 
-    def forget(self, key: PodName) -> None:
+    def forget(self, key: PodKey) -> None:
         """Forget a pod without streams."""
         self._due.pop(key, None)
         self._errors.pop(key, None)
         self._superseded.discard(key)
         self.deferred.discard(key)
 
-    def is_pending(self, key: PodName) -> bool:
+    def is_pending(self, key: PodKey) -> bool:
         """Return whether a snapshot of the current mesh is still to be published to a pod."""
         return key in self._due or key in self.deferred or key == self._translating
 
-    def error_of(self, key: PodName) -> str:
+    def error_of(self, key: PodKey) -> str:
         """Return why the last translation of a pod failed; empty if it did not."""
         return self._errors.get(key, "")
 
@@ -116,7 +115,7 @@ class Publisher:
             features: the features of its Envoy.
             is_outdated: returns whether newer changes have to be applied first.
         """
-        key = (pod.namespace, pod.name)
+        key = pod.key
         changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
         self._translating, self._translated_change = key, changed_at
         try:
@@ -152,7 +151,7 @@ class Publisher:
             self._stats.translate_seconds += time.perf_counter() - started_at
         return None
 
-    def _failed(self, key: PodName, error: Exception) -> None:
+    def _failed(self, key: PodKey, error: Exception) -> None:
         # An error often affects many pods: log the traceback once.
         description, last_error = f"{type(error).__name__}: {error}", self._last_error
         self._last_error = description

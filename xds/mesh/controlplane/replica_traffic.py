@@ -24,8 +24,7 @@ from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.kube.log_once import OnceLogger
-from xds.mesh.model.objects import printable
-from xds.mesh.observe.edges import PodName
+from xds.mesh.model.objects import PodKey, printable
 from xds.mesh.observe.merged import MAX_REPLICAS, MergedTraffic, Missing, PeerTraffic
 from xds.mesh.observe.replica_codec import decode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
@@ -86,7 +85,7 @@ class _Peer:
     """When it last left one out, by this replica's clock, as a Unix time in seconds; 0 if it never did."""
     incomplete: Mapping[str, float] = field(default_factory=dict)
     """When something of a sidecar's reports was last left out, by namespace, as a Unix time in seconds."""
-    connected: frozenset[PodName] = frozenset()
+    connected: frozenset[PodKey] = frozenset()
     """Pods whose sidecars are connected to the replica."""
 
 
@@ -101,7 +100,7 @@ class ReplicaTraffic:
 
     reports: TrafficReports
     access: ReplicaAccess | None = None
-    own_connected: Callable[[], Collection[PodName]] = tuple
+    own_connected: Callable[[], Collection[PodKey]] = tuple
     """Returns the pods whose sidecars are connected to this replica."""
     peers: PeerTraffic = field(default_factory=PeerTraffic)
     """The edges of other replicas."""
@@ -118,11 +117,11 @@ class ReplicaTraffic:
     """When something of a sidecar's reports was last left out by a replica that has stopped."""
     _evicted: int = 0
     """`PeerTraffic.evicted` at that time."""
-    returned: dict[PodName, float] = field(default_factory=dict)
+    returned: dict[PodKey, float] = field(default_factory=dict)
     """When sidecars that had been disconnected for longer than MAX_ABSENCE came back (Unix time)."""
-    _absent_since: dict[PodName, float] = field(default_factory=dict)
+    _absent_since: dict[PodKey, float] = field(default_factory=dict)
     """When the sidecars that are disconnected were last connected (Unix time)."""
-    _last_connected: frozenset[PodName] = frozenset()
+    _last_connected: frozenset[PodKey] = frozenset()
     _log_problem: OnceLogger = field(
         default_factory=lambda: OnceLogger(log, "failed to read traffic of replica")
     )
@@ -178,7 +177,7 @@ class ReplicaTraffic:
         return _latest(self.own_incomplete, *(peer.incomplete for peer in self._peers.values()))
 
     @property
-    def connected(self) -> frozenset[PodName]:
+    def connected(self) -> frozenset[PodKey]:
         """Pods whose sidecars are connected to this replica, or to one that is not missing."""
         others = (peer.connected for peer in self._peers.values() if not self._is_stale(peer))
         return frozenset(self.own_connected()).union(*others)
@@ -353,6 +352,6 @@ def _latest(*times: Mapping[str, float]) -> dict[str, float]:
     return merged
 
 
-def _pod_name(text: str) -> PodName:
+def _pod_name(text: str) -> PodKey:
     namespace, _, name = text.partition("/")
     return namespace, name

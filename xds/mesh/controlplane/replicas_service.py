@@ -16,7 +16,8 @@ import grpc.aio
 from xds.checkpoint import Checkpoint
 from xds.introspect.guard import Admit, GuardedServer
 from xds.mesh.controlplane.replica_traffic import SERVICE, ReplicaTraffic
-from xds.mesh.observe.edges import Edge, EdgeKey, PodName
+from xds.mesh.model.objects import PodKey
+from xds.mesh.observe.edges import Edge, EdgeKey
 from xds.mesh.observe.merged import MAX_REPLICAS
 from xds.mesh.observe.replica_codec import encode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
@@ -66,7 +67,7 @@ class ReplicasService:
     async def _messages(self) -> AsyncIterator[pb.ReplicaTraffic]:
         """Yield the messages of a stream."""
         version, sent_replicas = 0, set[str]()
-        sidecars: frozenset[PodName] | None = None
+        sidecars: frozenset[PodKey] | None = None
         while True:
             edges = list(self._edges(version, sent_replicas))
             version = self._traffic.reports.traffic.version

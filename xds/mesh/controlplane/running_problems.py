@@ -187,7 +187,7 @@ def _not_renewed(controller: Controller, pod: Pod, streams: Iterable[Subscriber]
     # Half of the time between renewal and expiry: a renewal may be retried.
     if renew_at is None or expires is None or now < renew_at + (expires - renew_at) / 2:
         return ""
-    reason = controller.publisher.error_of((pod.namespace, pod.name))
+    reason = controller.publisher.error_of(pod.key)
     what = f"the certificate {_expires(expires, now)} and is not renewed"
     return f"{what}: {reason}" if reason else what
 

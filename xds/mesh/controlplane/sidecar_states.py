@@ -11,7 +11,7 @@ from xds.introspect.clock import Clock
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.proxy_messages import ProxySummary, proxy_message
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
-from xds.mesh.model.objects import Pod
+from xds.mesh.model.objects import Pod, PodKey
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import proxies_pb2
 from xds.protocol.types import short_name
@@ -34,7 +34,7 @@ class SidecarStates:
         self._clock, self._now = Clock.read(), now()
         self._absences = controller.absences()
         self._absent = {(absent.namespace, absent.pod): absent for absent in self._absences.pods}
-        self._streams: dict[tuple[str, str], list[Stream]] = {}
+        self._streams: dict[PodKey, list[Stream]] = {}
         for stream in discovery.streams:
             self._streams.setdefault(pod(stream.node.id), []).append(stream)
 
@@ -45,7 +45,7 @@ class SidecarStates:
 
     async def find(self, pod: Pod, type_urls: Sequence[str]) -> pb.ProxyState:
         """Return the state of a pod's sidecar: whether it has ACKed these types and its secrets."""
-        key = (pod.namespace, pod.name)
+        key = pod.key
         streams = self._streams.get(key, ())
         state = pb.ProxyState(
             pod=f"{pod.name}.{pod.namespace}",
@@ -75,7 +75,7 @@ class SidecarStates:
 
     def _absence(self, pod: Pod) -> str:
         """Describe a sidecar that is not connected."""
-        absent = self._absent.get((pod.namespace, pod.name))
+        absent = self._absent.get(pod.key)
         since = absent.since if absent else None
         return absent_line(
             proxies_pb2.AbsentSidecar(since=None if since is None else self._clock.to_timestamp(since)),

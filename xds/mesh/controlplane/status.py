@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.model.names import join_names
-from xds.mesh.model.objects import printable
+from xds.mesh.model.objects import PodKey, printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
 
@@ -170,7 +170,7 @@ def overall_state(proxy: pb.Proxy) -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def pod(node_id: str) -> tuple[str, str]:
+def pod(node_id: str) -> PodKey:
     """Return the namespace and name of a sidecar's pod; both empty if the node ID is not a sidecar's."""
     try:
         parsed = NodeId.parse(node_id)

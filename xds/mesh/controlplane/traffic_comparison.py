@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from xds.mesh.controlplane.explanation import MODES
 from xds.mesh.controlplane.status import duration
 from xds.mesh.model.names import join_names
+from xds.mesh.model.objects import PodKey
 from xds.mesh.observe.edges import UNENCRYPTED_RETENTION, EdgeKey
 from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import edge_message
@@ -40,11 +41,11 @@ class ObservedPeriod:
     """When reports were last dropped; 0 if none were."""
     missing_replicas: Sequence[Missing] = ()
     """Replicas whose traffic is missing."""
-    connected: frozenset[tuple[str, str]] = frozenset()
+    connected: frozenset[PodKey] = frozenset()
     """Namespaces and names of the pods whose sidecars are connected."""
     incomplete: Mapping[str, float] = field(default_factory=dict)
     """When something of a sidecar's reports was last left out, by the namespace of its pod."""
-    returned: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    returned: Mapping[PodKey, float] = field(default_factory=dict)
     """When sidecars that had been disconnected for a while came back, by namespace and name of the pod."""
     root_namespace: str = ""
     """Root namespace of the mesh."""
@@ -97,7 +98,7 @@ def _gaps(observed: ObservedPeriod, found: Contradictions) -> Iterator[str]:
         yield f"reports of sidecars were dropped, the last {ago} ago"
     for replica, reason in observed.missing_replicas[:MAX_NAMES]:
         yield f"the traffic of {f'replica {replica}' if replica else 'other replicas'} is missing: {reason}"
-    pods = {(ref.namespace, ref.name) for ref, _ in found.locked}
+    pods = {ref.key for ref, _ in found.locked}
     if missing := sorted(pods - observed.connected):
         names = join_names([f"{name}.{namespace}" for namespace, name in missing], MAX_NAMES)
         yield f"sidecars are not connected, and may have seen more: {names}"

@@ -22,8 +22,8 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Pod
-from xds.mesh.observe.edges import PodName, Traffic
+from xds.mesh.model.objects import Pod, PodKey
+from xds.mesh.observe.edges import Traffic
 from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT, ReportReader
 from xds.protocol.limits import Budgets, Limits, Reservation
 from xds.server import DiscoveryService, Refused, StreamInfo
@@ -80,7 +80,7 @@ class TrafficReports:
         self._started = time.time()
         self._controller = controller
         self._budgets = Budgets(Limits(streams=MAX_STREAMS))
-        self._logged: set[PodName] = set()
+        self._logged: set[PodKey] = set()
         """Pods whose sidecar has sent a report that is too large."""
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
@@ -170,11 +170,11 @@ class TrafficReports:
             raise
         return stream
 
-    def pod(self, key: PodName) -> Pod | None:
+    def pod(self, key: PodKey) -> Pod | None:
         """Return a pod (namespace, name) of the current mesh; None if it is unknown."""
         return self._controller.mesh.pod(*key)
 
-    def read(self, service: str, key: PodName, pod: Pod | None, message: Any) -> None:
+    def read(self, service: str, key: PodKey, pod: Pod | None, message: Any) -> None:
         """Read a report of a pod's sidecar. The message is None if it is malformed."""
         if not self.enabled:
             return
@@ -194,7 +194,7 @@ class TrafficReports:
     def _omitted(self) -> int:
         return self.reader.ignored + self.traffic.excess
 
-    def drop(self, service: str, key: PodName, reason: str) -> None:
+    def drop(self, service: str, key: PodKey, reason: str) -> None:
         """Count a report that is not read. Log the first one of a sidecar that is too large."""
         self.dropped[reason] += 1
         self._note_incomplete(key[0])
@@ -212,7 +212,7 @@ class _Stream:
 
     reports: TrafficReports
     service: str
-    key: PodName
+    key: PodKey
     pod: Pod | None
     caller: Caller | None
     client: Hashable
@@ -234,7 +234,7 @@ class _Stream:
         self.reservation.close()
 
 
-def _check(caller: Caller | None, key: PodName, pod: Pod | None) -> None:
+def _check(caller: Caller | None, key: PodKey, pod: Pod | None) -> None:
     """Raise Refused unless the caller may act for a pod."""
     if caller and (reason := denial_reason(caller, *key, pod)):
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)

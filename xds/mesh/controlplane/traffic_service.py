@@ -17,8 +17,8 @@ from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.controlplane.traffic_comparison import ObservedPeriod, timestamp
-from xds.mesh.model.objects import Pod, Service
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Edges, PodName
+from xds.mesh.model.objects import Pod, PodKey, Service
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Edges
 from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import SeenTraffic
@@ -47,7 +47,7 @@ class TrafficService:
         """The observed traffic of all replicas."""
 
     @property
-    def connected(self) -> frozenset[PodName]:
+    def connected(self) -> frozenset[PodKey]:
         """The pods whose sidecars are connected to any replica."""
         return self._replicas.connected
 
@@ -135,7 +135,7 @@ def observed_edges(traffic: Edges, client: Pod, service: Service) -> list[pb.Tra
     edges = (
         (key, edge)
         for key, edge in traffic.edges(service.namespace)
-        if key.client == sender and key.target[:2] == (service.namespace, service.name)
+        if key.client == sender and key.target[:2] == service.key
     )
     return [_edge(key, edge, now) for key, edge in sorted(edges, key=lambda item: item[0])]
 

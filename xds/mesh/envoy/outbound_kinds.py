@@ -174,7 +174,7 @@ class _KindBuilder:
         return service if service and service.is_exported_to(self.kind.namespace) else None
 
     def _rule(self, service: Service) -> ClientRule | None:
-        memo = self.mesh.memory.settings.of((service.namespace, service.name))
+        memo = self.mesh.memory.settings.of(service.key)
         key = ("rule", self.kind.rules)
         if key not in memo:
             memo[key] = served_client_rule(self.mesh, self.pod.namespace, self.pod.meta.labels, service)
@@ -239,14 +239,14 @@ class _KindBuilder:
     ) -> Generator[None, None, tuple[ResourceSet, ResourceSet]]:
         """Build listeners and routes, which depend on the order of services."""
         mesh, config = self.mesh, self.mesh.config
-        visible = [service for service in mesh.services() if (service.namespace, service.name) in addresses]
+        visible = [service for service in mesh.services() if service.key in addresses]
 
         def precedence(service: Service) -> tuple[bool, tuple[object, ...]]:
             # Among ServiceEntries with the same host, that of the clients' namespace wins, then the oldest.
             is_foreign = bool(service.entry_host) and service.namespace != self.kind.namespace
             return is_foreign, service.meta.age_key if is_foreign else ()
 
-        ordered = [addresses[s.namespace, s.name] for s in sorted(visible, key=precedence)]
+        ordered = [addresses[s.key] for s in sorted(visible, key=precedence)]
         services = [item for _, item in ordered]
         by_age = [item for _, item in sorted(ordered, key=itemgetter(0))]
         hosts = (
@@ -302,7 +302,7 @@ class _Update:
 
 
 def _all_services(mesh: Mesh) -> list[ServiceKey]:
-    return [(service.namespace, service.name) for service in mesh.services()]
+    return [service.key for service in mesh.services()]
 
 
 @lru_cache(maxsize=64)

@@ -73,7 +73,7 @@ def _own_resources(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
     """Return the resources of the pod's own ports."""
     if mesh.get(pod.ref) is not pod:
         return _build_own(mesh, pod, features)
-    key = (pod.namespace, pod.name)
+    key = pod.key
     known: tuple[Features, OwnResources] | None = mesh.memory.pods.get(key)
     if known is None or known[0] != features:
         known = mesh.memory.pods[key] = features, _build_own(mesh, pod, features)

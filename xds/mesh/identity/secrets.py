@@ -21,7 +21,7 @@ from xds.codec import message_class, serialize
 from xds.mesh.identity import CERTIFICATE, ROOTS, chain
 from xds.mesh.identity.ca import CLOCK_SKEW, LEAF_LIFETIME, Authority, Certificate, Leaf
 from xds.mesh.identity.keys import PublicKey
-from xds.mesh.model.objects import Pod
+from xds.mesh.model.objects import Pod, PodKey
 from xds.resources import SECRET, Resource, resource
 from xds.snapshot import TYPE_PREFIX
 
@@ -88,7 +88,7 @@ class Issuer:
     def __init__(
         self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
     ) -> None:
-        self._issued: dict[tuple[str, str], Issued] = {}
+        self._issued: dict[PodKey, Issued] = {}
         """Issued certificates by namespace and name of the pod."""
         self.issued = 0
         """Number of issued certificates."""
@@ -127,7 +127,7 @@ class Issuer:
 
     def find(self, pod: Pod, trust_domain: str, now: datetime) -> Issued | None:
         """Return the pod's certificate; None if it has none that is valid."""
-        issued = self._issued.get((pod.namespace, pod.name))
+        issued = self._issued.get(pod.key)
         # Check not_before as well: if the clock was set back, the certificate is not valid yet.
         is_valid = (
             issued
@@ -139,18 +139,18 @@ class Issuer:
     def store(self, pod: Pod, trust_domain: str, leaf: Leaf) -> Issued:
         """Store a new certificate of a pod."""
         issued = Issued(owner(pod, trust_domain), leaf, certificate_secret(leaf))
-        self._issued[pod.namespace, pod.name] = issued
+        self._issued[pod.key] = issued
         self.issued += 1
         return issued
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""
-        issued = self._issued.get((pod.namespace, pod.name))
+        issued = self._issued.get(pod.key)
         return issued.leaf.renew_at if issued else None
 
     def expires_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate expires; None if it has none."""
-        issued = self._issued.get((pod.namespace, pod.name))
+        issued = self._issued.get(pod.key)
         return issued.leaf.not_after if issued else None
 
     def expiries(self) -> list[datetime]:
@@ -159,4 +159,4 @@ class Issuer:
 
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
-        self._issued.pop((pod.namespace, pod.name), None)
+        self._issued.pop(pod.key, None)

@@ -10,13 +10,12 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from xds.mesh.model.objects import PodKey
+
 T = TypeVar("T")
 
 ServiceKey: TypeAlias = tuple[str, str]
 """Namespace and name of a service."""
-
-PodKey: TypeAlias = tuple[str, str]
-"""Namespace and name of a pod."""
 
 MAX_UNUSED = 100
 """Number of changes after which a result that nothing has used is dropped."""

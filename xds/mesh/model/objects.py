@@ -94,6 +94,11 @@ class Ref(NamedTuple):
         namespace, _, name = name.rpartition("/")
         return cls(kind, namespace, name)
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self[1:]
+
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
@@ -107,6 +112,8 @@ def entry_ref(ref: Ref) -> Ref:
     return Ref("Pod", ref.namespace, f"{ENTRY}/{ref.name}")
 
 
+PodKey: TypeAlias = tuple[str, str]
+"""Namespace and name of a pod."""
 PortKey: TypeAlias = tuple[Ref, int]
 """A pod and one of its ports."""
 
@@ -172,7 +179,7 @@ class Object:
     @property
     def key(self) -> tuple[str, str]:
         """Namespace and name."""
-        return self.namespace, self.name
+        return self.meta.ref[1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +241,11 @@ class Service(Object):
     def name(self) -> str:
         """Name of the Service, or host of the ServiceEntry; unique in the namespace."""
         return self.entry_host or self.meta.ref.name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.meta.ref.namespace, self.name
 
     @property
     def host(self) -> str:

@@ -7,8 +7,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import takewhile
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
+from xds.mesh.model.objects import PodKey
 from xds.mesh.observe.counts import MINUTES, RETENTION, Counts
 
 MAX_EDGES = 10_000
@@ -26,9 +27,6 @@ RATE_MINUTES = 5
 """Number of minutes that the rate of an edge is averaged over."""
 
 _T = TypeVar("_T")
-
-PodName: TypeAlias = tuple[str, str]
-"""Namespace and name of a pod."""
 
 
 class TrafficMode(StrEnum):
@@ -121,7 +119,7 @@ class Edge:
         "version",
     )
 
-    def __init__(self, reporter: PodName, now: float) -> None:
+    def __init__(self, reporter: PodKey, now: float) -> None:
         self.reporter = reporter
         """The sidecar whose report created the edge."""
         self.first_seen = self.last_seen = now
@@ -259,7 +257,7 @@ class Traffic:
         self._edges: OrderedDict[EdgeKey, Edge] = OrderedDict()
         self._past: OrderedDict[EdgeKey, Edge] = OrderedDict()
         """Plaintext and refused traffic that was seen longer ago than RETENTION."""
-        self._by_reporter: Counter[PodName] = Counter()
+        self._by_reporter: Counter[PodKey] = Counter()
         self._by_namespace: Counter[tuple[str, TrafficMode]] = Counter()
         """Number of edges by namespace of the server and mode."""
         self._addresses: Counter[Target] = Counter()
@@ -278,7 +276,7 @@ class Traffic:
         self,
         key: EdgeKey,
         source: Reporter,
-        reporter: PodName,
+        reporter: PodKey,
         *,
         requests: int = 0,
         failed: int = 0,

@@ -116,7 +116,7 @@ class ReportReader:
         if max(requests, failed) > MAX_REQUESTS:
             self.ignored += 1
             return
-        reporter = pod.namespace, pod.name
+        reporter = pod.key
         self.traffic.add(edge, source, reporter, requests=requests, failed=failed, now=now)
 
 

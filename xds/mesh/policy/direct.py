@@ -102,7 +102,7 @@ def _calls_service(mesh: Mesh, pod: Pod, key: RefusalKey) -> bool:
         (client.traffic, client.source) == (key.traffic, key.source)
         for service, port, target in mesh.exposures(pod)
         if target == key.port
-        for client in outside.get(((service.namespace, service.name), port.port), ())
+        for client in outside.get((service.key, port.port), ())
     )
 
 
@@ -267,7 +267,7 @@ def _add_client(
     client: OutsideClient,
 ) -> None:
     for port in ports:
-        found.setdefault(((service.namespace, service.name), port.port), {})[client] = None
+        found.setdefault((service.key, port.port), {})[client] = None
 
 
 def calls_to_unknown_pods(

@@ -130,7 +130,7 @@ def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
 def unready_services(mesh: Mesh, scope: Scope | None) -> Iterator[Service]:
     """Yield the Services of a scope that have pods, but none that is ready: they are not compared."""
     for service in mesh.services():
-        if scope is None or (service.namespace, service.name) in scope.services:
+        if scope is None or service.key in scope.services:
             pods = mesh.in_namespace(service.namespace).selected(service.selector)
             is_ready = any(ready_endpoints(mesh, service, port) for port in service.ports)
             if not is_ready and any(not pod.ended for pod in pods):
@@ -167,9 +167,7 @@ _Senders: TypeAlias = tuple[SenderKey, SenderKey]
 
 def _hop_changes(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[HopChange]]:
     targets = targets_of(
-        service
-        for service in before.services()
-        if scope is None or (service.namespace, service.name) in scope.services
+        service for service in before.services() if scope is None or service.key in scope.services
     )
     if not targets:
         return []

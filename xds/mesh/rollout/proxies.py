@@ -7,20 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Ref
+from xds.mesh.model.objects import PodKey, Ref
 from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
 from xds.mesh.rollout.rollout import Rollout
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
-
-PodName: TypeAlias = tuple[str, str]
-"""Namespace and name of a pod."""
 
 WORKER_DELAY = 0.2
 """Seconds from an ACK, which Envoy's main thread sends, until all worker threads use the configuration."""
@@ -198,8 +195,8 @@ class ProxyTracker:
         self._rollout = rollout
         self.is_replicated = False
         """Whether proxies may connect to other replicas."""
-        self._proxies: dict[PodName, _Proxy] = {}
-        self._unknown: set[PodName] = set()
+        self._proxies: dict[PodKey, _Proxy] = {}
+        self._unknown: set[PodKey] = set()
         """The pods whose sidecars are UNKNOWN, and may reconnect soon."""
         self._recovery_ends = inf
         """When the recovery period ends; infinity before it starts."""
@@ -208,21 +205,21 @@ class ProxyTracker:
         self._any_is_new = False
         """Whether any proxy has connected without one."""
 
-    def state(self, key: PodName) -> ProxyState:
+    def state(self, key: PodKey) -> ProxyState:
         """Return what is known about a proxy."""
         proxy = self._proxies.get(key)
         return proxy.state if proxy else ProxyState.UNKNOWN
 
     # --- events of streams ----------------------------------------------------------------------------------
 
-    def connected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+    def connected(self, subscriber: Subscriber, key: PodKey, now: float) -> None:
         """Record a new stream."""
         proxy = self._proxies.setdefault(key, _Proxy())
         # With several replicas, the proxy may have been connected to another one in the meantime.
         earlier = None if self.is_replicated else proxy.away
         proxy.streams[subscriber] = _Stream(subscriber, now, earlier)
 
-    def subscribed(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
+    def subscribed(self, subscriber: Subscriber, key: PodKey, type_url: str) -> None:
         """Record a subscription to a type.
 
         With its first subscription to listeners, a proxy reports those that it already has.
@@ -241,11 +238,11 @@ class ProxyTracker:
             self._unknown.discard(key)
             self._rollout.recover(Ref("Pod", *key), decode_modes(session.initial_versions(LISTENER)))
 
-    def received(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+    def received(self, subscriber: Subscriber, key: PodKey, now: float) -> None:
         """Record a request."""
         self._proxies[key].streams[subscriber].received(now)
 
-    def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+    def disconnected(self, subscriber: Subscriber, key: PodKey, now: float) -> None:
         """Record that a stream has ended. Its proxy keeps its configuration, and reconnects."""
         proxy = self._proxies[key]
         stream = proxy.streams.pop(subscriber)
@@ -269,13 +266,13 @@ class ProxyTracker:
             proxy.has_reported = False  # It reports its modes again when it reconnects.
         self._forget_if_unused(key)
 
-    def pod_deleted(self, key: PodName) -> None:
+    def pod_deleted(self, key: PodKey) -> None:
         """Forget what a deleted pod reported."""
         if proxy := self._proxies.get(key):
             proxy.has_reported = False
             self._forget_if_unused(key)
 
-    def _forget_if_unused(self, key: PodName) -> None:
+    def _forget_if_unused(self, key: PodKey) -> None:
         proxy = self._proxies[key]
         if not (proxy.streams or proxy.away):
             del self._proxies[key]
@@ -291,7 +288,7 @@ class ProxyTracker:
             key
             for pod in mesh.pods()
             if pod.has_sidecar and not pod.ended
-            if self.state(key := (pod.namespace, pod.name)) is ProxyState.UNKNOWN
+            if self.state(key := pod.key) is ProxyState.UNKNOWN
         }
 
     def is_recovering(self, now: float) -> bool:
@@ -304,14 +301,14 @@ class ProxyTracker:
         """Whether an earlier process may have served proxies."""
         return self._any_had_configuration or not self._any_is_new
 
-    def must_defer(self, key: PodName, now: float) -> bool:
+    def must_defer(self, key: PodKey, now: float) -> bool:
         """Return whether to serve a proxy only after reconnecting proxies have reported their modes."""
         proxy = self._proxies.get(key)
         if proxy is None or self._rollout.timeout is None:
             return False
         return any(self._must_defer(proxy, stream, key, now) for stream in proxy.streams.values())
 
-    def _must_defer(self, proxy: _Proxy, stream: _Stream, key: PodName, now: float) -> bool:
+    def _must_defer(self, proxy: _Proxy, stream: _Stream, key: PodKey, now: float) -> bool:
         """Return whether to defer a stream.
 
         A proxy that reconnects can wait, because it has a configuration. A new proxy has none, so it waits
@@ -373,7 +370,7 @@ class ProxyTracker:
             asks=self._rollout.collect_asks(servers),
         )
 
-    def _update_away(self, mesh: Mesh, key: PodName, proxy: _Proxy, now: float) -> None:
+    def _update_away(self, mesh: Mesh, key: PodKey, proxy: _Proxy, now: float) -> None:
         """Forget that a proxy is away if it has reconnected, its pod is gone, or its time has passed."""
         pod, away = mesh.pod(*key), proxy.away
         if any(stream.counts for stream in proxy.streams.values()):

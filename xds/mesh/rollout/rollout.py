@@ -131,9 +131,7 @@ class Rollout:
         """Record the desired state of the services that the last change touched."""
         names: Collection[ServiceKey] | None = mesh.touched
         if names is None:
-            names = self._service_ports.keys() | {
-                (service.namespace, service.name) for service in mesh.services()
-            }
+            names = self._service_ports.keys() | {service.key for service in mesh.services()}
         gone: set[PortKey] = set()
         for name in sorted(names):
             service = mesh.service(*name)

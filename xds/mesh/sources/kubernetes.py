@@ -130,7 +130,7 @@ class Kubernetes:
     def read_object(self, ref: Ref) -> ReadObject | None:
         """Return an object as it was last read; None if it does not exist."""
         reflector = next((each for each in self._kinds if each.resource.kind == ref.kind), None)
-        state = reflector.objects.get((ref.namespace, ref.name)) if reflector else None
+        state = reflector.objects.get(ref.key) if reflector else None
         if state is None:
             return None
         rejection = rejection_of(state.problems) if state.rejected else None

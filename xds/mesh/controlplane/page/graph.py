@@ -70,7 +70,7 @@ async def predict(mesh: Mesh) -> Graph:
         await checkpoint()
         if id(hop.clients) not in senders:
             senders[id(hop.clients)] = Senders(hop.clients, _examples(hop))
-        key = (hop.service.namespace, hop.service.name)
+        key = hop.service.key
         services[key] = hop.service
         pods = {endpoint.pod.ref: endpoint.pod for endpoint in hop.endpoints if endpoint.pod}
         servers.setdefault(key, set()).update(map(workload_key, pods.values()))

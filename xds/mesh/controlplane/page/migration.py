@@ -15,9 +15,8 @@ from xds.mesh.controlplane.page.observed import ObservedTraffic, TargetKey
 from xds.mesh.controlplane.page.words import traffic_words
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
-from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Pod, Ref
+from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Pod, PodKey, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
-from xds.mesh.observe.edges import PodName
 from xds.mesh.observe.workloads import pod_target
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hops import Clients, clients_of
@@ -68,13 +67,13 @@ async def compute_breaks(mesh: Mesh) -> AsyncIterator[Breaks]:
     yield breaks
 
 
-def _modes(mesh: Mesh, pods: Iterable[Pod], connected: Collection[PodName]) -> Modes:
+def _modes(mesh: Mesh, pods: Iterable[Pod], connected: Collection[PodKey]) -> Modes:
     counts: Counter[Mode] = Counter()
     deciders: dict[Ref, None] = {}
     strict = connected_count = 0
     for pod in pods:
         if pod.has_sidecar:
-            is_connected = (pod.namespace, pod.name) in connected
+            is_connected = pod.key in connected
             connected_count += is_connected
             ports = {exposure.target for exposure in mesh.exposures(pod)} or {_OTHER_PORTS}
             decisions = [served_mode(mesh, pod, port) for port in sorted(ports)]
@@ -149,7 +148,7 @@ def _names(clients: Iterable[Clients]) -> tuple[str, ...]:
 
 
 async def rows(
-    mesh: Mesh, breaks: Breaks, observed: ObservedTraffic, connected: Collection[PodName]
+    mesh: Mesh, breaks: Breaks, observed: ObservedTraffic, connected: Collection[PodKey]
 ) -> list[dict[str, Any]]:
     """Return a row for each namespace, followed by those of its workloads, as JSON values.
 
