@@ -20,7 +20,7 @@ import pytest
 from tests.cli.commands import write_folder, xds
 from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, serving
 from tests.support.loopback import free_port
-from xds.mesh.controlplane.ineffective_objects import SETTLE_TIME
+from xds.mesh.controlplane.problem_times import SETTLE_TIME
 from xds.snapshot import CLUSTER, SECRET
 
 BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: [{port: x}]}\n"

@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 
 from tests.policy.world import mesh, peer, pod, service
 from xds.mesh.controlplane import ineffective_objects as module
-from xds.mesh.controlplane.ineffective_objects import MAX_LOGGED, IneffectiveObjects
+from xds.mesh.controlplane import problem_times
+from xds.mesh.controlplane.ineffective_objects import IneffectiveObjects
+from xds.mesh.controlplane.problem_log import BURST
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change
 from xds.mesh.policy.ineffective import Ineffective
@@ -68,7 +70,7 @@ async def running(world: World) -> AsyncIterator[Logs]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.005)
     monkeypatch.setattr(module, "IDLE_FACTOR", 0)
-    monkeypatch.setattr(module, "SETTLE_TIME", 0.05)
+    monkeypatch.setattr(problem_times, "SETTLE_TIME", 0.05)
 
 
 async def test_object_is_reported_once_and_solved_once() -> None:
@@ -150,13 +152,13 @@ async def test_changing_mesh_is_checked_once_it_rests_or_after_a_while(
 
 
 async def test_object_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SETTLE_TIME", 1000.0)
+    monkeypatch.setattr(problem_times, "SETTLE_TIME", 1000.0)
     world = World()
     async with running(world) as logs:
         await world.looked()
         world.change(pod("wbe", "shop"))
         await world.looked()
-        monkeypatch.setattr(module, "SETTLE_TIME", 0.0)
+        monkeypatch.setattr(problem_times, "SETTLE_TIME", 0.0)
         await world.looked()
         assert (world.watcher.problems, logs) == ((), [])
 
@@ -175,8 +177,8 @@ async def test_log_is_limited_for_many_objects() -> None:
     async with running(world) as logs:
         await world.until(lambda: len(world.watcher.problems) == 1000)
         await world.looked()
-        assert len(logs) == MAX_LOGGED + 1
-        assert logs[-1]["count"] == 1000 - MAX_LOGGED
+        assert len(logs) == BURST + 1
+        assert logs[-1]["count"] == 1000 - BURST
 
 
 async def test_failed_examination_is_logged_once_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:

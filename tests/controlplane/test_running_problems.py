@@ -12,7 +12,7 @@ from tests.controlplane.sidecar import Sidecar
 from tests.controlplane.world import AUTHORITY, NOW, pod, running, service
 from tests.policy.world import rule
 from tests.support.waiting import eventually
-from xds.mesh.controlplane import running_problems
+from xds.mesh.controlplane import problem_times, running_problems
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.signing import ExternalIssuer
@@ -42,7 +42,7 @@ class Watched:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(running_problems, "SETTLE_TIME", 0.0)
+    monkeypatch.setattr(problem_times, "SETTLE_TIME", 0.0)
 
 
 async def test_ca_certificate_is_reported_before_it_expires():
@@ -72,11 +72,11 @@ async def test_root_of_a_signer_is_reported_before_it_expires(tmp_path):
 
 
 async def test_problem_is_reported_once_it_has_lasted(monkeypatch):
-    monkeypatch.setattr(running_problems, "SETTLE_TIME", 1e9)
+    monkeypatch.setattr(problem_times, "SETTLE_TIME", 1e9)
     watched = Watched(Controller(AUTHORITY))
     assert await watched.check(AUTHORITY.expires) == []
     assert not watched.updates
-    monkeypatch.setattr(running_problems, "SETTLE_TIME", 0.0)
+    monkeypatch.setattr(problem_times, "SETTLE_TIME", 0.0)
     assert len(await watched.check(AUTHORITY.expires)) == 1
 
 

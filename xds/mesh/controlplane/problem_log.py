@@ -25,14 +25,17 @@ class ProblemLog:
     Problems and notices have separate limits, so that notices cannot hide problems.
     """
 
-    def __init__(self, log: BoundLogger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, log: BoundLogger, clock: Callable[[], float] = time.monotonic, *, event: str = "problem found"
+    ) -> None:
         """Create a problem log.
 
         Args:
             log: the logger to write to.
             clock: returns the time in seconds.
+            event: the event of a new problem.
         """
-        self._log = log
+        self._log, self._event = log, event
         self._problems, self._notices = _LineBudget(clock), _LineBudget(clock)
 
     def add(self, update: SourceUpdate) -> None:
@@ -43,7 +46,7 @@ class ProblemLog:
             if problem.notice and self._notices.spend():
                 self._log.info("notice", **fields)
             elif not problem.notice and self._problems.spend():
-                self._log.warning("problem found", **fields)
+                self._log.warning(self._event, **fields)
         for problem in update.solved:
             if not problem.notice and self._notices.spend():
                 self._log.info("problem solved", where=problem.where, what=problem.what)

@@ -13,6 +13,7 @@ import structlog
 
 from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.problem_times import SettlingProblems
 from xds.mesh.controlplane.publisher import traceback_of
 from xds.mesh.identity import CERTIFICATE
 from xds.mesh.kube.log_once import OnceLogger
@@ -31,8 +32,6 @@ log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL = 5.0
 """Seconds between two checks."""
-SETTLE_TIME = 10.0
-"""Seconds that a problem must last before it is reported. Replicas that stop or start cause short ones."""
 UNACKED_TIME = 60.0
 """Seconds after which a certificate that a sidecar has not ACKed is a problem."""
 MAX_SIDECARS = 100
@@ -59,10 +58,12 @@ class RunningProblems:
         record: Callable[[SourceUpdate], None],
     ) -> None:
         self._controller, self._traffic, self._record = controller, traffic, record
-        self._since: dict[tuple[object, ...], float] = {}
-        """When each problem was first found, in seconds of the event loop's clock."""
-        self.problems: tuple[Problem, ...] = ()
-        """The current problems."""
+        self._tracked = SettlingProblems[tuple[object, ...]]()
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problems that have lasted for a while."""
+        return tuple(self._tracked.settled.values())
 
     async def run(self) -> None:
         """Check the mesh every few seconds, until cancelled."""
@@ -88,13 +89,9 @@ class RunningProblems:
             *await self._traffic_problems(now),
             *_replica_problems(self._controller, self._clock()),
         ]
-        self._since = {identity(each): self._since.get(identity(each), self._clock()) for each in found}
-        settled = tuple(each for each in found if self._clock() >= self._since[identity(each)] + SETTLE_TIME)
-        new = tuple(each for each in settled if each not in self.problems)
-        solved = tuple(each for each in self.problems if each not in settled)
-        self.problems = settled
-        if new or solved:
-            self._record(SourceUpdate(problems=new, solved=solved))
+        self._tracked.find({identity(problem): problem for problem in found})
+        if not (update := self._tracked.settle()).empty:
+            self._record(update)
 
     def _clock(self) -> float:
         return asyncio.get_running_loop().time()
