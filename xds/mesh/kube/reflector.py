@@ -63,6 +63,11 @@ class WatchFailure(NamedTuple):
     message: str
     """The last error."""
 
+    @property
+    def is_denied(self) -> bool:
+        """Whether RBAC denies access."""
+        return self.cause is FailureCause.FORBIDDEN
+
 
 class ExpiredError(Exception):
     """The server no longer has the requested resourceVersion."""

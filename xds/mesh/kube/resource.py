@@ -86,14 +86,10 @@ class KubeResource:
             "labelSelector": self.labels or None,
         }
 
-    @property
-    def rule(self) -> str:
-        """RBAC rule that grants access, as YAML on one line."""
-        return self.rule_for("get", "list", "watch")
-
-    def rule_for(self, *verbs: str) -> str:
-        """Return the RBAC rule that grants verbs, as YAML on one line."""
-        granted = ", ".join(f'"{verb}"' for verb in verbs)
+    def grant(self, *verbs: str, role: str = "the ClusterRole") -> str:
+        """Return how to grant verbs in a role of RBAC; without any, those of a watch."""
+        granted = ", ".join(f'"{verb}"' for verb in verbs or ("get", "list", "watch"))
         names = f'resourceNames: ["{self.name}"], ' if self.name else ""
         resources = f'apiGroups: ["{self.group}"], resources: ["{self.plural}"]'
-        return f"{{{resources}, {names}verbs: [{granted}]}}"
+        role = f"a Role in namespace {self.namespace}" if self.namespace else role
+        return f"add to the rules of {role}: - {{{resources}, {names}verbs: [{granted}]}}"

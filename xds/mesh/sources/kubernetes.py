@@ -227,7 +227,7 @@ class Kubernetes:
             return self._make_update()
         if reason := self._outage_reason():
             raise KubeError(0, f"the API server at {self._api.server} cannot be reached: {reason}")
-        problems = (_list_problem(reflector, failure) for reflector, failure in self._stale())
+        problems = (_list_problem(reflector.resource, failure) for reflector, failure in self._stale())
         return SourceUpdate(problems=tuple(problems), complete=False)
 
     async def _wait(self, tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -433,46 +433,31 @@ def _without_line(problem: Problem) -> Problem:
 
 def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
     """Return a problem that explains why a kind cannot be read, the effect, and the fix."""
-    resource = reflector.resource
     effect = "the last known state stays in use" if reflector.complete else _NO_CONFIGURATION
-    if failure.cause is FailureCause.FORBIDDEN:
-        role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"
-        return Problem(
-            where=resource.title,
-            what=f"access is denied, so {effect}: {failure.message}",
-            hint=f"add to the rules of {role}: - {resource.rule}",
-        )
-    return Problem(
-        where=resource.title,
-        what=f"cannot be watched, so {effect}: {failure.message}",
-        hint="run xds install-crds",
-    )
+    why, hint = "cannot be watched", "run xds install-crds"
+    if failure.is_denied:
+        why, hint = "access is denied", reflector.resource.grant()
+    what = f"{why}, so {effect}: {failure.message}"
+    return Problem(where=reflector.resource.title, what=what, hint=hint)
 
 
-def _list_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
+def _list_problem(resource: KubeResource, failure: WatchFailure) -> Problem:
     """Return a problem that explains why a kind cannot be listed, and names a missing permission."""
-    resource = reflector.resource
-    role = f"a Role in namespace {resource.namespace}" if resource.namespace else "a ClusterRole"
-    denied = failure.cause is FailureCause.FORBIDDEN
-    return Problem(
-        where=resource.title,
-        what=f"cannot be listed: {failure.message}",
-        hint=f"add to the rules of {role}: - {resource.rule_for('list')}" if denied else "",
-    )
+    hint = resource.grant("list", role="a ClusterRole") if failure.is_denied else ""
+    return Problem(where=resource.title, what=f"cannot be listed: {failure.message}", hint=hint)
 
 
 def _optional_problem(resource: KubeResource, failure: WatchFailure, consequence: str) -> Problem:
-    unknown = f"objects of kind {resource.kind} are not known, so {consequence}"
-    if failure.cause is FailureCause.UNSUPPORTED:
-        what = f"{failure.message}: {unknown}"
-        return Problem(where=resource.title, what=what, hint="upgrade xds, or serve a supported version too")
-    is_denied = failure.cause is FailureCause.FORBIDDEN
-    return Problem(
-        where=resource.title,
-        what=f"{'access is denied' if is_denied else 'cannot be listed'}: {unknown}",
-        hint=f"add to the rules of the ClusterRole: - {resource.rule}" if is_denied else "",
-        notice=True,
-    )
+    """Return a problem that explains why an optional kind cannot be read, and what that means."""
+    is_unsupported = failure.cause is FailureCause.UNSUPPORTED
+    if is_unsupported:
+        why, hint = failure.message, "upgrade xds, or serve a supported version too"
+    elif failure.is_denied:
+        why, hint = "access is denied", resource.grant()
+    else:
+        why, hint = "cannot be listed", ""
+    what = f"{why}: objects of kind {resource.kind} are not known, so {consequence}"
+    return Problem(where=resource.title, what=what, hint=hint, notice=not is_unsupported)
 
 
 def _describe(problem: Problem) -> str:
