@@ -79,7 +79,7 @@ class DeltaWatch(Watch):
         if not self.sent.resume(root, self.sent):
             return False
         self.states.restore(name for name in self.lingering if name in root)
-        self.states.skip([name for name in self.states.due if name in root and not self.is_forced(name)])
+        self.states.skip([name for name in self.states.due if name in root and not self.must_resend(name)])
         return True
 
     def _can_share(self, change: SharedChange, others: Collection[str]) -> bool:

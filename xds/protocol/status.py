@@ -210,7 +210,7 @@ def _resource_status(watch: Watch, name: str, unacked: set[str]) -> ResourceStat
     elif name in unacked or not resource or resource.version != version or record.lingering:
         state = State.STALE
     else:
-        state = State.STALE if record.causes is not None or watch.is_forced(name) else State.SYNCED
+        state = State.STALE if record.causes is not None or watch.must_resend(name) else State.SYNCED
     return ResourceStatus(
         name=name,
         state=state,

@@ -108,7 +108,7 @@ class Watch(ABC):
         is_sent = resource is not None and self.covers(name) and self.sent.get(name) == resource.version
         return (
             is_sent
-            and not self.is_forced(name)
+            and not self.must_resend(name)
             and name not in self.acks.unacked
             and not self.states.of(name).error
         )
@@ -158,8 +158,8 @@ class Watch(ABC):
             return lingering.resource
         return resource
 
-    def is_forced(self, name: str) -> bool:
-        """Whether a resource will be sent even if the client has the current version."""
+    def must_resend(self, name: str) -> bool:
+        """Whether a resource, AWAITED or FORCED, is sent even if the client has the current version."""
         return bool(self.states.due.get(name))
 
     def known_names(self) -> list[str]:
@@ -324,7 +324,7 @@ class Watch(ABC):
                 present.append((name, resource))  # Nearly all names take this path, so it calls nothing else.
                 continue
             resource = self.get(name)
-            if resource and (self.is_forced(name) or self._is_outdated(resource)):
+            if resource and (self.must_resend(name) or self._is_outdated(resource)):
                 present.append((name, resource))
             elif not resource and self._needs_removal(name):
                 absent.append((name, None))
