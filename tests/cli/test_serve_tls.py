@@ -49,6 +49,42 @@ def issue(tmp_path: Path, namespace: str, account: str) -> ClientFiles:
     return files
 
 
+EXPIRING = """
+from datetime import timedelta
+from xds.cli import main
+from xds.mesh.controlplane import standalone
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+
+def load(state_dir, trust_domain, now):
+    return Authority.create(PrivateKey.generate(), trust_domain, now - timedelta(1), timedelta(1))
+
+standalone.load_or_create_root = load
+main()
+"""
+"""The program with a CA that expires when it has been read."""
+
+
+def test_ca_that_expires_during_the_start_is_an_error(folder: Path, tmp_path: Path) -> None:
+    addresses = (
+        *("--xds-address", f"127.0.0.1:{free_port()}", "--admin-address", f"127.0.0.1:{free_port()}"),
+        *("--xds-tls-address", f"127.0.0.1:{free_port()}", "--state-dir", str(tmp_path / "state")),
+    )
+    (tmp_path / "state").mkdir(mode=0o700)
+    run = subprocess.run(
+        [sys.executable, "-c", EXPIRING, "serve", "--manifests", str(folder), *addresses],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(
+        "xds: cannot issue the server certificate: the root certificate expired at "
+    )
+    assert "Traceback" not in run.stderr
+
+
 def fetch(
     port: int, roots: Path, files: ClientFiles, name: str = "ROOTCA", pod: str = "web.shop"
 ) -> list[str]:

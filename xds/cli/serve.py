@@ -32,6 +32,7 @@ from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane import standalone
 from xds.mesh.controlplane.app import CannotListenError, ControlPlane
 from xds.mesh.controlplane.parts import Components, Settings
+from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.state_dir import StateError
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.files import Folder
@@ -44,6 +45,9 @@ xds serve --kubernetes --webhook-address 0.0.0.0:15017
 """
 
 log = structlog.get_logger("xds.cli.serve")
+
+CANNOT_ISSUE = "cannot issue the server certificate: {}"
+"""Error if the CA has expired since it was read."""
 
 
 class RolloutMode(StrEnum):
@@ -238,6 +242,8 @@ async def _run_for_manifests(options: ServeOptions, settings: Settings, assignme
             return await standalone.build_components(settings, options.identity.state_dir, config)
         except StateError as error:
             fail(f"--state-dir: {error}", 1)
+        except IdentityError as error:
+            fail(CANNOT_ISSUE.format(error), 1)
 
     source = Folder(options.source.manifests or (), SettingsLoader(options.source.mesh_config, assignments))
     return await _run(ControlPlane(source, build, settings))
@@ -256,6 +262,8 @@ async def _run_in_cluster(options: ServeOptions, settings: Settings, assignments
             return await in_cluster.build_components(settings, api, source, config)
         except AuthorityError as error:
             fail(str(error), 1)
+        except IdentityError as error:
+            fail(CANNOT_ISSUE.format(error), 1)
 
     async with cluster.connect(options.source.kubeconfig, options.source.context) as api:
         source = Kubernetes(

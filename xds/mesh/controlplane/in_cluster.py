@@ -57,6 +57,7 @@ async def build_components(
 
     Raises:
         AuthorityError: the CA in the cluster is unusable.
+        IdentityError: the CA has expired since it was read.
     """
     namespace = source.namespace
     replica = await Replica.join(api, namespace, config.trust_domain)

@@ -34,7 +34,7 @@ def secure_listeners(
         own_identity: the control plane's own identity, which is an admin by default; None if it is unknown.
 
     Raises:
-        IdentityError: a name cannot be in a certificate.
+        IdentityError: a name cannot be in a certificate, or the CA has expired.
     """
     addresses = [
         (address, required)

@@ -32,6 +32,7 @@ async def build_components(settings: Settings, state_dir: Path | None, config: M
 
     Raises:
         StateError: the directory cannot be used.
+        IdentityError: the root certificate has expired since it was read.
     """
     authority = load_or_create_root(state_dir, config.trust_domain, datetime.now(UTC))
     token_verifier = (
