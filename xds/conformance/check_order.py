@@ -14,12 +14,10 @@ ROUNDS = 10
 async def reconnecting_client_gets_a_response(run: Run) -> None:
     """A client that reports the current version on a new stream gets its resources again."""
     world, first = await run.start(**{run.type: "alpha=1"})
-    await first.ask(run.type, "alpha")
-    await first.sees(run.type, "alpha=1")
+    await first.ask(run.type, "alpha", sees="alpha=1")
     await first.close()
     stream = run.stream(world)
-    await stream.ask(run.type, "alpha", version=first.responses[-1].version)
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", version=first.responses[-1].version, sees="alpha=1")
 
 
 @check("R36", on=DELTA, types=("CDS", "LDS", "RDS"))
@@ -27,8 +25,7 @@ async def reconnecting_client_gets_what_changed(run: Run) -> None:
     """A client that reports its versions on a new stream gets only changed and removed resources."""
     world, first = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
     names = () if run.type in FULL else ("alpha", "beta", "gamma")
-    await first.ask(run.type, *names)
-    await first.sees(run.type, "alpha=1 beta=1 gamma=1")
+    await first.ask(run.type, *names, sees="alpha=1 beta=1 gamma=1")
     await first.close()
     await world.set(**{run.type: "alpha=1 beta=2"})
     stream = run.stream(world)
@@ -43,8 +40,7 @@ async def reconnecting_client_gets_what_changed(run: Run) -> None:
 async def current_client_gets_no_resources(run: Run) -> None:
     """A client that reports the current versions of all resources gets none of them."""
     world, first = await run.start(**{run.type: "alpha=1"})
-    await first.ask(run.type)
-    await first.sees(run.type, "alpha=1")
+    await first.ask(run.type, sees="alpha=1")
     await first.close()
     stream = run.stream(world)
     await stream.ask(run.type, initial=first.versions[run.type])
@@ -60,8 +56,7 @@ async def current_client_gets_no_resources(run: Run) -> None:
 async def unrequested_versions_are_ignored(run: Run) -> None:
     """Reported resources that the client does not subscribe to are neither sent nor removed."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
-    await stream.ask("RDS", "alpha", initial={"beta": "old", "omega": "old"})
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", initial={"beta": "old", "omega": "old"}, sees="alpha=1")
     if "beta" in stream.view["RDS"]:
         raise CheckError("beta is sent")
     if stream.gone["RDS"]:
@@ -72,10 +67,8 @@ async def unrequested_versions_are_ignored(run: Run) -> None:
 async def assignment_is_sent_with_its_cluster(run: Run) -> None:
     """When a cluster changes, its assignment is sent again, because Envoy warms the cluster anew."""
     world, stream = await run.start(CDS="alpha=1>alpha", EDS="alpha=1")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
-    await stream.ask("EDS", "alpha")
-    await stream.sees("EDS", "alpha=1")
+    await stream.ask("CDS", sees="alpha=1")
+    await stream.ask("EDS", "alpha", sees="alpha=1")
     stream.forget("EDS")
     await world.set(CDS="alpha=2>alpha")
     await stream.sees("CDS", "alpha=2")
@@ -86,10 +79,8 @@ async def assignment_is_sent_with_its_cluster(run: Run) -> None:
 async def routes_are_not_sent_with_their_listener(run: Run) -> None:
     """When a listener changes, its routes are not sent again."""
     world, stream = await run.start(LDS="alpha=1>alpha", RDS="alpha=1 beta=1")
-    await stream.ask("LDS")
-    await stream.sees("LDS", "alpha=1")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("LDS", sees="alpha=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
     await world.set(LDS="alpha=2>alpha")
     await stream.sees("LDS", "alpha=2")
     await stream.nothing("RDS")
@@ -104,8 +95,7 @@ async def responses_are_ordered(run: Run) -> None:
 
     world, stream = await run.start(**state(1))
     for short in ALL:
-        await stream.ask(short, *(() if short in FULL else ("alpha",)))
-        await stream.sees(short, "alpha=1")
+        await stream.ask(short, *(() if short in FULL else ("alpha",)), sees="alpha=1")
     for content in range(2, ROUNDS + 2):
         before = len(stream.responses)
         await world.set(**state(content))
@@ -121,10 +111,8 @@ async def responses_are_ordered(run: Run) -> None:
 async def cluster_is_removed_after_its_route(run: Run) -> None:
     """A cluster is removed after the client has ACKed the route that used it."""
     world, stream = await run.start(CDS="alpha=1", RDS="main=1>alpha")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
-    await stream.ask("RDS", "main")
-    await stream.sees("RDS", "main=1")
+    await stream.ask("CDS", sees="alpha=1")
+    await stream.ask("RDS", "main", sees="main=1")
     old, new = "alpha", "beta"
     for content in range(2, ROUNDS + 2):
         before = len(stream.responses)
@@ -145,8 +133,7 @@ async def listener_waits_for_clusters(run: Run) -> None:
     """A listener that changes together with clusters is sent after the ACK of the clusters."""
     world, stream = await run.start(CDS="alpha=1", LDS="alpha=1")
     for short in FULL:
-        await stream.ask(short)
-        await stream.sees(short, "alpha=1")
+        await stream.ask(short, sees="alpha=1")
     stream.held.add("CDS")
     await world.set(CDS="alpha=2", LDS="alpha=2")
     await stream.sees("CDS", "alpha=2")
@@ -159,10 +146,8 @@ async def listener_waits_for_clusters(run: Run) -> None:
 async def route_waits_for_its_cluster(run: Run) -> None:
     """A route to a new cluster is sent after the ACK of the cluster."""
     world, stream = await run.start(CDS="alpha=1", RDS="main=1>alpha")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
-    await stream.ask("RDS", "main")
-    await stream.sees("RDS", "main=1")
+    await stream.ask("CDS", sees="alpha=1")
+    await stream.ask("RDS", "main", sees="main=1")
     stream.held.add("CDS")
     await world.set(CDS="alpha=1 beta=1", RDS="main=2>beta")
     await stream.sees("CDS", "alpha=1 beta=1")

@@ -14,10 +14,8 @@ async def other_node_is_ignored(run: Run) -> None:
     """A later request with another node does not change what the stream gets."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
     other = await run.world(RDS="alpha=2 beta=2")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
-    await stream.ask("RDS", "beta", node=other.node)
-    await stream.sees("RDS", "alpha=1 beta=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
+    await stream.ask("RDS", "beta", node=other.node, sees="alpha=1 beta=1")
 
 
 @check("R1")
@@ -25,18 +23,15 @@ async def node_is_kept(run: Run) -> None:
     """A later request without a node gets the resources of the first request's node."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
     stream.held.add("RDS")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
-    await stream.ask("RDS", "beta", nonce=stream.responses[-1].nonce, node="")
-    await stream.sees("RDS", "alpha=1 beta=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
+    await stream.ask("RDS", "beta", nonce=stream.responses[-1].nonce, node="", sees="alpha=1 beta=1")
 
 
 @check("R2", on=PER_TYPE)
 async def type_is_implied(run: Run) -> None:
     """A request without a type on a per-type stream is for the stream's type."""
     _, stream = await run.start(CDS="alpha=1")
-    await stream.ask("CDS", type_url="")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", type_url="", sees="alpha=1")
 
 
 @check("R2", on=PER_TYPE, level=Level.SHOULD)
@@ -60,8 +55,7 @@ async def unsupported_type_is_ignored(run: Run) -> None:
     """A request for an unsupported type gets no response, and the stream goes on."""
     _, stream = await run.start(CDS="alpha=1")
     await stream.ask(UNKNOWN, "alpha")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", sees="alpha=1")
     await stream.nothing(UNKNOWN, probe=False)
 
 
@@ -69,8 +63,7 @@ async def unsupported_type_is_ignored(run: Run) -> None:
 async def nonces_are_unique(run: Run) -> None:
     """No two responses of a stream have the same nonce, and no nonce is empty."""
     world, stream = await run.start(CDS="alpha=1")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", sees="alpha=1")
     for content in "234":
         await world.set(CDS=f"alpha={content}")
         await stream.sees("CDS", f"alpha={content}")
@@ -84,8 +77,7 @@ async def equal_content_has_equal_versions(run: Run) -> None:
     """Streams and nodes with equal content get equal versions; other content has another version."""
     world, first = await run.start(RDS="alpha=1")
     for stream in (first, run.stream(world), run.stream(await run.world(RDS="alpha=1"))):
-        await stream.ask("RDS", "alpha")
-        await stream.sees("RDS", "alpha=1")
+        await stream.ask("RDS", "alpha", sees="alpha=1")
     await world.set(RDS="alpha=2")
     await first.sees("RDS", "alpha=2")
 
@@ -104,8 +96,7 @@ async def equal_content_has_equal_versions(run: Run) -> None:
 async def stale_request_is_ignored(run: Run) -> None:
     """A request with the nonce of an older response does not change the subscription."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
     stale = stream.responses[-1].nonce
     stream.held.add("RDS")
     await world.set(RDS="alpha=2 beta=1 gamma=1")
@@ -114,8 +105,7 @@ async def stale_request_is_ignored(run: Run) -> None:
     await stream.nothing("RDS", probe=False)
     stream.held.clear()
     await stream.ack("RDS")
-    await stream.ask("RDS", "gamma")
-    await stream.sees("RDS", "alpha=2 gamma=1")
+    await stream.ask("RDS", "gamma", sees="alpha=2 gamma=1")
     if "beta" in stream.since(0, "RDS"):
         raise CheckError("beta is sent, which only a stale request named")
 
@@ -124,22 +114,19 @@ async def stale_request_is_ignored(run: Run) -> None:
 async def first_request_is_never_stale(run: Run) -> None:
     """The first request of a stream gets a response, even with a nonce of an earlier stream."""
     _, stream = await run.start(**{run.type: "alpha=1"})
-    await stream.ask(run.type, "alpha", nonce="nonce-of-an-earlier-stream")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", nonce="nonce-of-an-earlier-stream", sees="alpha=1")
 
 
 @check("R8", on=DELTA)
 async def stale_subscription_applies(run: Run) -> None:
     """A subscription applies, even if its request answers an older response."""
     world, stream = await run.start(RDS="alpha=1 beta=1")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
     stale = stream.responses[-1].nonce
     stream.held.add("RDS")
     await world.set(RDS="alpha=2 beta=1")
     await stream.sees("RDS", "alpha=2")
-    await stream.ask("RDS", "beta", nonce=stale)
-    await stream.sees("RDS", "alpha=2 beta=1")
+    await stream.ask("RDS", "beta", nonce=stale, sees="alpha=2 beta=1")
 
 
 @check("R10", on=SOTW, types=("CDS", "RDS"))
@@ -147,8 +134,7 @@ async def version_makes_no_nack(run: Run) -> None:
     """An ACK with an old version gets no response, because it contains no error_detail."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await stream.request(run.type, version="")
     await stream.nothing(run.type)
 
@@ -158,10 +144,8 @@ async def ack_changes_the_subscription(run: Run) -> None:
     """A name that is added in an ACK gets a response."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
-    await stream.ask(run.type, "beta", nonce=stream.responses[-1].nonce)
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
+    await stream.ask(run.type, "beta", nonce=stream.responses[-1].nonce, sees="alpha=1 beta=1")
 
 
 @check("R11")
@@ -169,8 +153,7 @@ async def nack_changes_the_subscription(run: Run) -> None:
     """A name that is added in a NACK gets a response."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
     stream.held.add("RDS")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
     await stream.nack("RDS", "beta")
     await stream.sees("RDS", "alpha=1 beta=1")
 
@@ -180,8 +163,7 @@ async def rejected_resource_is_not_sent_again(run: Run) -> None:
     """A rejected response is not sent again."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await stream.nack(run.type)
     await stream.nothing(run.type)
 
@@ -191,8 +173,7 @@ async def changed_resource_is_sent_after_a_nack(run: Run) -> None:
     """A rejected resource is sent when it changes."""
     world, stream = await run.start(**{run.type: "alpha=1"})
     stream.held.add(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await stream.nack(run.type)
     stream.held.clear()  # A server that sends it again waits for an answer.
     await world.set(**{run.type: "alpha=2"})
@@ -204,8 +185,7 @@ async def nack_of_an_older_response_gets_none(run: Run) -> None:
     """A client that rejects a response after it got the next one, and ACKs that, gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     first = stream.responses[-1].nonce
     await world.set(**{run.type: "alpha=2 beta=1"})
     await stream.settle(run.type)
@@ -221,8 +201,7 @@ async def nack_of_an_older_response_gets_none(run: Run) -> None:
 async def change_of_another_resource_is_not_sent(run: Run) -> None:
     """A change of a resource that the client did not request gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
     await stream.nothing(run.type)
 
@@ -231,8 +210,7 @@ async def change_of_another_resource_is_not_sent(run: Run) -> None:
 async def equal_state_is_not_sent(run: Run) -> None:
     """Setting the same resources again gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await world.set(**{run.type: "alpha=1 beta=1"})
     await stream.nothing(run.type)
 
@@ -241,6 +219,5 @@ async def equal_state_is_not_sent(run: Run) -> None:
 async def ack_gets_no_response(run: Run) -> None:
     """An ACK gets no response."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await stream.nothing(run.type)

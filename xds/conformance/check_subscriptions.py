@@ -25,18 +25,15 @@ async def enter_wildcard(stream: Stream, short: str, *names: str) -> None:
 async def new_name_gets_a_response(run: Run) -> None:
     """A request with a new name gets a response, although no resource changed."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
-    await stream.ask(run.type, "beta")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
+    await stream.ask(run.type, "beta", sees="alpha=1 beta=1")
 
 
 @check("R17", on=SOTW, types=ALL, level=Level.SHOULD)
 async def fewer_names_get_no_response(run: Run) -> None:
     """A request with fewer names gets no response."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
-    await stream.ask(run.type, "alpha", "beta")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha", "beta", sees="alpha=1 beta=1")
     await stream.leave(run.type, "beta")
     await stream.nothing(run.type)
 
@@ -45,30 +42,25 @@ async def fewer_names_get_no_response(run: Run) -> None:
 async def resource_is_sent_again(run: Run) -> None:
     """A client that unsubscribes from a name and subscribes again gets the resource again."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha", "beta")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha", "beta", sees="alpha=1 beta=1")
     await stream.leave(run.type, "beta")
-    await stream.ask(run.type, "beta")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "beta", sees="alpha=1 beta=1")
 
 
 @check("R19", on=DELTA, types=ALL)
 async def repeated_subscription_gets_a_response(run: Run) -> None:
     """A repeated subscription gets the resource again."""
     _, stream = await run.start(**{run.type: "alpha=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     stream.forget(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
 
 
 @check("R20", on=DELTA)
 async def unknown_unsubscription_has_no_effect(run: Run) -> None:
     """Unsubscribing from a name that was never subscribed to gets no response."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
     await stream.leave("RDS", "omega")
     await stream.nothing("RDS")
 
@@ -86,8 +78,7 @@ async def unsubscription_inside_a_wildcard(run: Run) -> None:
 async def legacy_wildcard(run: Run) -> None:
     """A first request without names gets all resources, and later ones as well."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type)
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, sees="alpha=1 beta=1")
     if world.is_fixed:
         return
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
@@ -98,8 +89,7 @@ async def legacy_wildcard(run: Run) -> None:
 async def explicit_wildcard(run: Run) -> None:
     """A request for `*` gets all resources, and later ones as well."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "*")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "*", sees="alpha=1 beta=1")
     if world.is_fixed:
         return
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
@@ -110,8 +100,7 @@ async def explicit_wildcard(run: Run) -> None:
 async def wildcard_can_be_left(run: Run) -> None:
     """A client that has left the wildcard gets only the resources that it names."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "*", "alpha")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "*", "alpha", sees="alpha=1 beta=1")
     await stream.leave(run.type, "*")
     await stream.settle(run.type)
     await world.set(**{run.type: "alpha=2 beta=2"})
@@ -124,8 +113,7 @@ async def wildcard_can_be_left(run: Run) -> None:
 async def names_end_the_legacy_wildcard(run: Run) -> None:
     """SotW: a client with a legacy wildcard that names resources gets only those from then on."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type)
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, sees="alpha=1 beta=1")
     await stream.ask(run.type, "alpha")
     await stream.settle(run.type)
     before = len(stream.responses)
@@ -139,8 +127,7 @@ async def names_end_the_legacy_wildcard(run: Run) -> None:
 async def names_keep_the_legacy_wildcard(run: Run) -> None:
     """Delta: a client with a legacy wildcard that names a resource keeps the wildcard until it leaves `*`."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type)
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, sees="alpha=1 beta=1")
     await stream.ask(run.type, "alpha")
     await stream.settle(run.type)
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
@@ -158,14 +145,12 @@ async def names_keep_the_legacy_wildcard(run: Run) -> None:
 async def empty_list_after_names_is_no_wildcard(run: Run) -> None:
     """A request without names after one with names subscribes to nothing."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await stream.leave(run.type, "alpha")
     await stream.settle(run.type)
     await world.set(**{run.type: "alpha=2 beta=2 gamma=1"})
     await stream.settle(run.type)
-    await stream.ask(run.type, "gamma")
-    await stream.sees(run.type, "gamma=1")
+    await stream.ask(run.type, "gamma", sees="gamma=1")
     if extra := {*stream.since(1, run.type)} - {"gamma"}:
         raise CheckError(f"sent, although not requested: {', '.join(sorted(extra))}")
 
@@ -195,16 +180,14 @@ async def entering_the_wildcard_gets_all(run: Run) -> None:
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     await enter_wildcard(stream, run.type, "alpha")
     await stream.leave(run.type, "*")
-    await stream.ask(run.type, "*")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "*", sees="alpha=1 beta=1")
 
 
 @check("R25", types=ALL)
 async def missing_resource_is_sent_when_it_appears(run: Run) -> None:
     """A client gets the named resources that exist, and a missing one when it appears."""
     world, stream = await run.start(**{run.type: "alpha=1"})
-    await stream.ask(run.type, "alpha", "omega")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", "omega", sees="alpha=1")
     if world.is_fixed:
         return
     await world.set(**{run.type: "alpha=1 omega=1"})
@@ -215,8 +198,7 @@ async def missing_resource_is_sent_when_it_appears(run: Run) -> None:
 async def missing_resource_gets_a_response(run: Run) -> None:
     """A request for a missing cluster or listener gets an empty response."""
     _, stream = await run.start(**{run.type: "alpha=1"})
-    await stream.ask(run.type, "omega")
-    await stream.sees(run.type, "")
+    await stream.ask(run.type, "omega", sees="")
 
 
 @check("R26", on=DELTA, types=ALL)
@@ -231,8 +213,7 @@ async def missing_resource_is_reported(run: Run) -> None:
 async def deleted_resource_is_reported(run: Run) -> None:
     """A deleted resource is reported as removed."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha", "beta")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha", "beta", sees="alpha=1 beta=1")
     await world.set(**{run.type: "alpha=1"})
     await stream.sees(run.type, "alpha=1", gone="beta")
 
@@ -241,8 +222,7 @@ async def deleted_resource_is_reported(run: Run) -> None:
 async def deleted_resource_is_omitted(run: Run) -> None:
     """The response after a deletion omits the cluster or listener."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type)
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, sees="alpha=1 beta=1")
     await world.set(**{run.type: "alpha=1"})
     await stream.sees(run.type, "alpha=1")
 
@@ -251,8 +231,7 @@ async def deleted_resource_is_omitted(run: Run) -> None:
 async def deleted_route_gets_no_response(run: Run) -> None:
     """The deletion of a route gets no response, because none can express it."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
-    await stream.ask("RDS", "alpha", "beta")
-    await stream.sees("RDS", "alpha=1 beta=1")
+    await stream.ask("RDS", "alpha", "beta", sees="alpha=1 beta=1")
     await world.set(RDS="alpha=1 gamma=1")
     await stream.nothing("RDS")
 
@@ -261,8 +240,7 @@ async def deleted_route_gets_no_response(run: Run) -> None:
 async def only_requested_resources_are_sent(run: Run) -> None:
     """A client that names a resource gets no others."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await world.set(**{run.type: "alpha=2 beta=2"})
     await stream.sees(run.type, "alpha=2")
     if unasked := {*stream.since(0, run.type)} - {"alpha"}:
@@ -273,22 +251,18 @@ async def only_requested_resources_are_sent(run: Run) -> None:
 async def named_resource_inside_a_wildcard_is_sent_again(run: Run) -> None:
     """A client with a wildcard that names a resource gets it again."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type)
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, sees="alpha=1 beta=1")
     stream.forget(run.type, "alpha")
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1 beta=1")
 
 
 @check("R29", types=("CDS", "RDS"))
 async def repeated_name_counts_once(run: Run) -> None:
     """A name that is repeated in a request counts once."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
-    await stream.ask(run.type, "beta", "alpha", "alpha")
-    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "beta", "alpha", "alpha", sees="alpha=1 beta=1")
     await stream.leave(run.type, "alpha")
-    await stream.ask(run.type, "gamma")
-    await stream.sees(run.type, "beta=1 gamma=1")
+    await stream.ask(run.type, "gamma", sees="beta=1 gamma=1")
     await world.set(**{run.type: "alpha=2 beta=2 gamma=1"})
     await stream.sees(run.type, "beta=2 gamma=1")
     if stream.received(run.type, "alpha=2"):
@@ -299,11 +273,9 @@ async def repeated_name_counts_once(run: Run) -> None:
 async def unsubscription_wins(run: Run) -> None:
     """A name that a request both subscribes to and unsubscribes from is unsubscribed."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
-    await stream.ask("RDS", "alpha")
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", sees="alpha=1")
     await stream.request("RDS", subscribe=("beta",), unsubscribe=("beta",))
-    await stream.ask("RDS", "gamma")
-    await stream.sees("RDS", "alpha=1 gamma=1")
+    await stream.ask("RDS", "gamma", sees="alpha=1 gamma=1")
     await world.set(RDS="alpha=2 beta=2 gamma=1")
     await stream.sees("RDS", "alpha=2 gamma=1")
     if stream.received("RDS", "beta=2"):
@@ -314,8 +286,7 @@ async def unsubscription_wins(run: Run) -> None:
 async def response_contains_a_name_once(run: Run) -> None:
     """No response contains a name twice, even if the request does."""
     world, stream = await run.start(**{run.type: "alpha=1"})
-    await stream.ask(run.type, "alpha", "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", "alpha", sees="alpha=1")
     await world.set(**{run.type: "alpha=2"})
     await stream.sees(run.type, "alpha=2")
 

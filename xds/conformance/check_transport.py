@@ -32,8 +32,7 @@ async def ttl_is_sent_and_renewed(run: Run) -> None:
     world.ttl["alpha"] = TTL
     await world.set(CDS="alpha=1")
     stream = run.stream(world)
-    await stream.ask("CDS", "alpha")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", "alpha", sees="alpha=1")
     if (ttl := stream.responses[-1].ttls.get("alpha")) != TTL:
         raise CheckError(f"alpha is sent with the TTL {ttl} instead of {TTL}" if ttl else "alpha has no TTL")
     version = stream.responses[-1].versions["alpha"]
@@ -49,8 +48,7 @@ async def ttl_is_not_sent_to_other_clients(run: Run) -> None:
     world.ttl["alpha"] = TTL
     await world.set(CDS="alpha=1")
     stream = run.stream(world)
-    await stream.ask("CDS", "alpha")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", "alpha", sees="alpha=1")
     if stream.responses[-1].wrapped:
         raise CheckError("alpha is sent inside envoy.service.discovery.v3.Resource")
 
@@ -59,8 +57,7 @@ async def ttl_is_not_sent_to_other_clients(run: Run) -> None:
 async def control_plane_is_set(run: Run) -> None:
     """Responses contain the version of the type and the identifier of the control plane."""
     _, stream = await run.start(CDS="alpha=1")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", sees="alpha=1")
     response = stream.responses[-1]
     if not response.version:
         raise CheckError("the version is empty")
@@ -72,16 +69,14 @@ async def control_plane_is_set(run: Run) -> None:
 async def unknown_field_is_ignored(run: Run) -> None:
     """A request with a field that no version of the protocol has gets its resources."""
     _, stream = await run.start(RDS="alpha=1")
-    await stream.ask("RDS", "alpha", more=UNKNOWN_FIELD)
-    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "alpha", more=UNKNOWN_FIELD, sees="alpha=1")
 
 
 @check("R48", on=SOTW)
 async def canary_is_not_set(run: Run) -> None:
     """Responses do not have the field canary set."""
     _, stream = await run.start(CDS="alpha=1")
-    await stream.ask("CDS")
-    await stream.sees("CDS", "alpha=1")
+    await stream.ask("CDS", sees="alpha=1")
     if stream.responses[-1].canary:
         raise CheckError("canary is set")
 
@@ -130,11 +125,9 @@ async def streams_are_independent(run: Run) -> None:
     """Two streams of a node have their own subscriptions, and one goes on when the other rejects and ends."""
     world, first = await run.start(RDS="alpha=1 beta=1")
     second = run.stream(world)
-    await first.ask("RDS", "alpha")
-    await first.sees("RDS", "alpha=1")
+    await first.ask("RDS", "alpha", sees="alpha=1")
     second.held.add("RDS")
-    await second.ask("RDS", "beta")
-    await second.sees("RDS", "beta=1")
+    await second.ask("RDS", "beta", sees="beta=1")
     await second.nack("RDS")
     second.held.clear()
     await world.set(RDS="alpha=2 beta=2")
@@ -152,12 +145,10 @@ async def slow_client_delays_no_other(run: Run) -> None:
     world.padding = MIB
     await world.set(CDS="alpha=0")
     fast = run.stream(world)
-    await fast.ask("CDS", "alpha")
-    await fast.sees("CDS", "alpha=0")
+    await fast.ask("CDS", "alpha", sees="alpha=0")
     async with connect(run.target, run.credentials) as own_connection:
         slow = run.stream(world, own_connection)
-        await slow.ask("CDS", "alpha")
-        await slow.sees("CDS", "alpha=0")
+        await slow.ask("CDS", "alpha", sees="alpha=0")
         slow.reading.clear()
         for content in range(1, CHANGES + 1):
             await world.set(CDS=f"alpha={content}")
@@ -172,8 +163,7 @@ async def late_ack_gets_the_last_state(run: Run) -> None:
     """A client that sends its ACKs late gets the last state."""
     world, stream = await run.start(**{run.type: "alpha=1"})
     stream.held.add(run.type)
-    await stream.ask(run.type, "alpha")
-    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "alpha", sees="alpha=1")
     await world.set(**{run.type: "alpha=2"})
     await world.set(**{run.type: "alpha=3"})
     await stream.settle(run.type)
@@ -244,11 +234,9 @@ async def unknown_client_stays_connected(run: Run) -> None:
 async def malformed_request_ends_its_own_stream(run: Run) -> None:
     """A request that is no message ends its stream with an error. Other streams of the connection go on."""
     world, good = await run.start(RDS="alpha=1 beta=1")
-    await good.ask("RDS", "alpha")
-    await good.sees("RDS", "alpha=1")
+    await good.ask("RDS", "alpha", sees="alpha=1")
     bad = run.stream(world)
     await bad.send("RDS", b"\xff\xff\xff\xff", "bytes that are no message: ff ff ff ff")
     if await bad.ends() is grpc.StatusCode.OK:
         raise CheckError("the stream ended with OK")
-    await good.ask("RDS", "beta")
-    await good.sees("RDS", "alpha=1 beta=1")
+    await good.ask("RDS", "beta", sees="alpha=1 beta=1")

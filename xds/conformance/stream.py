@@ -82,8 +82,15 @@ class Stream:
 
     # --- requests ---
 
-    async def ask(self, short: str, *names: str, **fields: Any) -> None:
-        """Subscribe to more names of a type. A first request without names is a legacy wildcard."""
+    async def ask(self, short: str, *names: str, sees: str | None = None, **fields: Any) -> None:
+        """Subscribe to more names of a type. A first request without names is a legacy wildcard.
+
+        Args:
+            short: Short name of the type.
+            names: Names to subscribe to.
+            sees: Resources to wait for, as for the method `sees`; None not to wait.
+            fields: Other fields of the request.
+        """
         if not names and not self.names[short]:
             self._legacy.add(short)
         elif not self.variant.is_delta:
@@ -91,6 +98,8 @@ class Stream:
         self.names[short] += [name for name in names if name not in self.names[short]]
         self.gone[short] -= {*names}
         await self.request(short, subscribe=names, **fields)
+        if sees is not None:
+            await self.sees(short, sees)
 
     async def leave(self, short: str, *names: str, **fields: Any) -> None:
         """Unsubscribe from names."""
