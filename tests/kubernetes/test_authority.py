@@ -75,12 +75,7 @@ async def test_ten_concurrent_replicas_agree_on_one_root(cluster: Cluster, names
 
 
 async def test_documented_rights_suffice(cluster: Cluster, namespace: str) -> None:
-    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
-    await cluster.api.create(f"{rbac}/roles", {"metadata": {"name": "xds"}, "rules": RULES})
-    subject = {"kind": "User", "name": f"ca-{namespace}", "apiGroup": "rbac.authorization.k8s.io"}
-    role = {"kind": "Role", "name": "xds", "apiGroup": "rbac.authorization.k8s.io"}
-    binding = {"metadata": {"name": "xds"}, "roleRef": role, "subjects": [subject]}
-    await cluster.api.create(f"{rbac}/rolebindings", binding)
+    await cluster.allow(f"ca-{namespace}", RULES, namespace)
     async with await cluster.connect(f"ca-{namespace}") as api:
         await until_allowed(api, namespace)
         await authorities(api, namespace)

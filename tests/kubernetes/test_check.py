@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.serve_process import serving
-from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.cluster import RBAC, Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.installing import SYSTEM, install, run
 from tests.kubernetes.serving import Serving
@@ -40,7 +40,6 @@ from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
 
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
 CORE = f"/api/v1/namespaces/{SYSTEM}"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases"
 SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{SYSTEM}/endpointslices"

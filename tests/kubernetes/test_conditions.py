@@ -381,15 +381,7 @@ async def test_documented_rights_suffice_and_missing_are_logged_once(world: Worl
         assert len(logs) == 1
         assert "cannot list resource" in logs[0]["problem"]
 
-        rbac = "/apis/rbac.authorization.k8s.io/v1"
-        await cluster.api.create(f"{rbac}/clusterroles", {"metadata": {"name": "teller"}, "rules": RULES})
-        group = "rbac.authorization.k8s.io"
-        binding = {
-            "metadata": {"name": "teller"},
-            "roleRef": {"kind": "ClusterRole", "name": "teller", "apiGroup": group},
-            "subjects": [{"kind": "User", "name": "teller", "apiGroup": group}],
-        }
-        await cluster.api.create(f"{rbac}/clusterrolebindings", binding)
+        await cluster.allow("teller", RULES)
         async with running(conditions):
             await eventually(lambda: world.conditions_of("default"), timeout=30)
             world.refuse("Namespace", world.namespace)

@@ -23,7 +23,6 @@ spec: {{mtls: {{mode: STRICT}}}}
 
 async def grant(cluster: Cluster, user: str, *, but: str = "") -> None:
     """Let a user (see `Cluster.kubeconfig`) list what a mesh consists of, except for one kind."""
-    name = user.replace("/", ".")
     rules = [
         {
             "apiGroups": [kind.group],
@@ -34,19 +33,7 @@ async def grant(cluster: Cluster, user: str, *, but: str = "") -> None:
         if kind.plural != but
     ]
     rules.append({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]})
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    await cluster.api.create(f"{rbac}/clusterroles", {"metadata": {"name": name}, "rules": rules})
-    namespace, _, account = user.rpartition("/")
-    binding = {
-        "metadata": {"name": name},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-        "subjects": [
-            {"kind": "ServiceAccount", "namespace": namespace, "name": account}
-            if namespace
-            else {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}
-        ],
-    }
-    await cluster.api.create(f"{rbac}/clusterrolebindings", binding)
+    await cluster.allow(user, rules)
 
 
 async def test_reader_predicts_a_running_mesh(cluster: Cluster, controllers: None, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.kubernetes.environment.cluster import RBAC
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.installing import SYSTEM, install, run
 from tests.support.tcp import TcpServer
@@ -27,7 +28,6 @@ from xds.mesh.kube.port_forward import POD_LABELS, PortForwardError
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(400)]
 
 PORT = 15010
-RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 LABELS = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/component": "control-plane"}
 REFUSALS = (
     'pods is forbidden: User "reader" cannot list resource "pods" in API group "" in the namespace "{}"',
@@ -212,21 +212,14 @@ async def test_port_forward_requires_three_permissions(shared_pods: PodCluster, 
         {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["create"]},
     ]
-    role = {"metadata": {"name": "reader"}, "rules": rules}
-    await shared_pods.api.create(f"{RBAC}/{namespace}/roles", role)
-    binding = {
-        "metadata": {"name": "reader"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "reader"}],
-    }
-    await shared_pods.api.create(f"{RBAC}/{namespace}/rolebindings", binding)
+    await shared_pods.allow("reader", rules, namespace)
     async with Server(pod, 1 << 16), forwarded(config, namespace) as forward:
         reader, writer = await connect(forward)
         await reader.readexactly(1 << 16)
         writer.close()
     for missing in range(3):
         await shared_pods.api.patch(
-            f"{RBAC}/{namespace}/roles/reader", {"rules": rules[:missing] + rules[missing + 1 :]}
+            f"{RBAC}/namespaces/{namespace}/roles/reader", {"rules": rules[:missing] + rules[missing + 1 :]}
         )
 
         async def is_refused() -> str:

@@ -133,15 +133,7 @@ async def test_documented_rights_suffice_and_missing_are_logged_once(cluster: Cl
         assert len(logs) == 1
         assert 'cannot list resource "namespaces"' in logs[0]["problem"]
 
-        rbac = "/apis/rbac.authorization.k8s.io/v1"
-        await cluster.api.create(f"{rbac}/clusterroles", {"metadata": {"name": "publisher"}, "rules": RULES})
-        group = "rbac.authorization.k8s.io"
-        binding = {
-            "metadata": {"name": "publisher"},
-            "roleRef": {"kind": "ClusterRole", "name": "publisher", "apiGroup": group},
-            "subjects": [{"kind": "User", "name": "publisher", "apiGroup": group}],
-        }
-        await cluster.api.create(f"{rbac}/clusterrolebindings", binding)
+        await cluster.allow("publisher", RULES)
         async with running(roots):
             await until(cluster, namespace, "right")
             await cluster.api.delete(path(namespace))

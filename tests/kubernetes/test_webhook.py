@@ -15,7 +15,7 @@ import pytest
 import yaml
 from structlog.testing import capture_logs
 
-from tests.kubernetes.environment.cluster import Cluster, own_address
+from tests.kubernetes.environment.cluster import RBAC, Cluster, own_address
 from tests.kubernetes.serving import Serving
 from tests.support.loopback import free_port
 from tests.support.waiting import eventually
@@ -98,8 +98,8 @@ class Mesh:
             await self.api.close()
         for path in (
             self.path,
-            f"{_RBAC}/clusterroles/{self.name}",
-            f"{_RBAC}/clusterrolebindings/{self.name}",
+            f"{RBAC}/clusterroles/{self.namespace}.default",
+            f"{RBAC}/clusterrolebindings/{self.namespace}.default",
         ):
             with suppress(KubeError):
                 await self.cluster.api.delete(path)
@@ -165,19 +165,9 @@ class Mesh:
     async def _with_least_privileges(self) -> KubeApi:
         """Connect to the API server with only the rights that the module documents."""
         rules = [rule | {"resourceNames": [self.name]} for rule in RULES]
-        await self.cluster.api.create(
-            f"{_RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": rules}
-        )
-        binding = {
-            "metadata": {"name": self.name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": self.name},
-            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": self.namespace}],
-        }
-        await self.cluster.api.create(f"{_RBAC}/clusterrolebindings", binding)
-        return await self.cluster.connect(f"{self.namespace}/default")
-
-
-_RBAC = "/apis/rbac.authorization.k8s.io/v1"
+        user = f"{self.namespace}/default"
+        await self.cluster.allow(user, rules)
+        return await self.cluster.connect(user)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.support.waiting import eventually
 from xds.mesh.kube.api import KubeApi, KubeError
 
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATIENCE = 30.0
 """Time limit for reactions of controllers on a busy machine, in seconds."""
 
@@ -68,6 +69,23 @@ class Cluster:
         path = self._new_file("kubeconfig.json")
         path.write_text(json.dumps(document))
         return path
+
+    async def allow(self, user: str, rules: Sequence[Any], namespace: str = "") -> None:
+        """Grant rules to a user (see `kubeconfig`) in one namespace or in all, in a role of the same name."""
+        scope, kind = (f"/namespaces/{namespace}", "Role") if namespace else ("", "ClusterRole")
+        home, _, account = user.rpartition("/")
+        name, group = user.replace("/", "."), "rbac.authorization.k8s.io"
+        subject = {"kind": "User", "name": user, "apiGroup": group}
+        if home:
+            subject = {"kind": "ServiceAccount", "name": account, "namespace": home}
+        binding = {
+            "metadata": {"name": name},
+            "roleRef": {"kind": kind, "name": name, "apiGroup": group},
+            "subjects": [subject],
+        }
+        path = f"{RBAC}{scope}/{kind.lower()}"
+        await self.api.create(f"{path}s", {"metadata": {"name": name}, "rules": rules})
+        await self.api.create(f"{path}bindings", binding)
 
     async def token(
         self,
