@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.policy.world import mesh, peer, pod, service
+from tests.support.tasks import background
 from xds.mesh.controlplane import ineffective_objects as module
 from xds.mesh.controlplane import problem_times
 from xds.mesh.controlplane.ineffective_objects import IneffectiveObjects
@@ -56,14 +57,9 @@ class World:
 @asynccontextmanager
 async def running(world: World) -> AsyncIterator[Logs]:
     with capture_logs() as logs:
-        task = asyncio.create_task(world.watcher.run())
-        world.ready.set()
-        try:
+        async with background(world.watcher.run()):
+            world.ready.set()
             yield logs
-            assert not task.done()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.controlplane.world import AUTHORITY, WITHIN, pod, service
+from tests.support.tasks import background
 from xds.mesh.controlplane import batcher
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.mesh import Mesh
@@ -92,13 +93,9 @@ class Replica:
 @asynccontextmanager
 async def running(*, leads: bool = True) -> AsyncIterator[Replica]:
     replica = Replica(leads=leads)
-    task = asyncio.create_task(replica.controller.run())
-    try:
+    async with background(replica.controller.run()):
         replica.controller.change(Change(applied=(pod("web"), service("web"), policy(Mode.DISABLE))))
         yield replica
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def policy(mode: Mode) -> ModePolicy:

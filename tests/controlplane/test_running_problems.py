@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from tests.controlplane.sidecar import Sidecar
 from tests.controlplane.world import AUTHORITY, NOW, pod, running, service
 from tests.policy.world import rule
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import problem_times, running_problems
 from xds.mesh.controlplane.controller import Controller
@@ -91,10 +92,8 @@ async def test_failed_check_is_logged_once_and_retried(monkeypatch):
     async with running(pod("web"), service("web")) as controller:
         watcher = RunningProblems(controller, failing_traffic, lambda update: None)
         with capture_logs() as logs:
-            task = asyncio.create_task(watcher.run())
-            await eventually(lambda: len(checks) > 2)
-            assert not task.done()
-            task.cancel()
+            async with background(watcher.run()):
+                await eventually(lambda: len(checks) > 2)
     assert [(entry["log_level"], entry["problem"]) for entry in logs] == [("error", "RuntimeError: a bug")]
     assert "in failing_traffic" in logs[0]["stack"]
 

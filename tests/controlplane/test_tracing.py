@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.controlplane.rollouts import Plane, running
 from tests.policy.world import pod
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import tracing
 from xds.mesh.controlplane.controller import Controller
@@ -66,15 +67,10 @@ class Traced:
 @asynccontextmanager
 async def traced(mode: str) -> AsyncIterator[Traced]:
     made = Traced()
-    async with running(mode, observer=made.observe) as made.plane:
-        task = asyncio.create_task(made.tracer.run())
-        try:
-            # The trace of the first change.
-            await eventually(lambda: len(made.changes()) == 1)
-            yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async with running(mode, observer=made.observe) as made.plane, background(made.tracer.run()):
+        # The trace of the first change.
+        await eventually(lambda: len(made.changes()) == 1)
+        yield made
 
 
 async def test_a_trace_ends_with_the_last_ack():

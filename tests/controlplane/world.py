@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
+from tests.support.tasks import background
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -55,16 +54,11 @@ def namespace(name: str) -> Namespace:
 @asynccontextmanager
 async def running(*facts: Fact, **options: Any) -> AsyncIterator[Controller]:
     controller = Controller(AUTHORITY, **options)
-    task = asyncio.create_task(controller.run())
-    try:
+    async with background(controller.run()):
         controller.change(Change(applied=facts))
         async with asyncio.timeout(WITHIN):
             await controller.ready.wait()
         yield controller
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
 
 async def published(subscriber: Subscriber) -> Snapshot:

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.secret_objects import put
+from tests.support.tasks import background
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.api import KubeApi, KubeError
@@ -370,15 +371,12 @@ async def test_controller_runs_periodically_and_logs_errors_once(cluster: Cluste
     follower.rotation.sync = counted
     await put(cluster, namespace, USER_SECRET, {"ca-cert.pem": b"x"})
     with capture_logs() as logs:
-        task = asyncio.create_task(follower.rotation.run())
-        async with asyncio.timeout(30):
+        async with background(follower.rotation.run()), asyncio.timeout(30):
             while looks < 5:
                 await asyncio.sleep(0.01)
             root = Company.root("Root", NOW)
             await users_ca(cluster, namespace, root, root)
             await changed.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
     errors = [entry for entry in logs if entry["log_level"] == "error"]
     assert len(errors) == 1
     assert "ca-key.pem is missing" in errors[0]["problem"]

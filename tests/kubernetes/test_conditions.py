@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +14,7 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.policy.world import mesh, peer, pod, rule, service
 from tests.support.manifests import Manifest
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.kube import conditions as module
 from xds.mesh.kube import crds
@@ -191,7 +190,7 @@ async def test_no_effect_condition_is_cleared(world: World) -> None:
     await world.apply("default")
     ref = Ref("PeerAuthentication", world.namespace, "default")
     world.without_effect = {ref: (Problem(where=str(ref), what="matches nothing"),)}
-    async with running(world.conditions):
+    async with background(world.conditions.run()):
         await eventually(lambda: world.conditions_of("default"), timeout=30)
         (condition,) = (await world.conditions_of("default")).values()
         assert (condition["type"], condition["status"]) == ("Enforced", "False")
@@ -382,7 +381,7 @@ async def test_documented_rights_suffice_and_missing_are_logged_once(world: Worl
         assert "cannot list resource" in logs[0]["problem"]
 
         await cluster.allow("teller", RULES)
-        async with running(conditions):
+        async with background(conditions.run()):
             await eventually(lambda: world.conditions_of("default"), timeout=30)
             world.refuse("Namespace", world.namespace)
             await eventually(lambda: world.events("Namespace", "default"), timeout=30)
@@ -399,7 +398,7 @@ async def test_publisher_follows_changes_and_survives_an_error(
 
     with monkeypatch.context() as patched, capture_logs() as logs:
         patched.setattr(module, "desired_conditions", broken)
-        async with running(world.conditions):
+        async with background(world.conditions.run()):
             await eventually(lambda: logs, timeout=30)
             patched.undo()
             monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
@@ -417,14 +416,3 @@ async def test_publisher_follows_changes_and_survives_an_error(
 
             await eventually(cleared, timeout=30)
     assert "RuntimeError: a bug" in logs[0]["problem"]
-
-
-@asynccontextmanager
-async def running(conditions: ConditionPublisher) -> AsyncIterator[None]:
-    task = asyncio.create_task(conditions.run())
-    try:
-        yield
-        assert not task.done(), await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.kube.lease import LEASE_NAME, Lease
 
@@ -21,16 +21,6 @@ DURATION = 1.5
 async def namespace(cluster: Cluster) -> AsyncIterator[str]:
     async with cluster.namespace("lease") as name:
         yield name
-
-
-@asynccontextmanager
-async def running(lease: Lease) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(lease.run())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def until_held(*leases: Lease) -> Lease:
@@ -52,7 +42,7 @@ def lease(cluster: Cluster, namespace: str, identity: str, duration: float = DUR
 
 async def test_one_candidate_leads_and_releases_the_lease(cluster: Cluster, namespace: str) -> None:
     claims = [lease(cluster, namespace, name, 60) for name in "abc"]
-    async with running(claims[0]) as first, running(claims[1]), running(claims[2]):
+    async with background(claims[0].run()) as first, background(claims[1].run()), background(claims[2].run()):
         holder = await until_held(*claims)
         others = [claim for claim in claims if claim is not holder]
         identity = (await spec(cluster, namespace))["holderIdentity"]
@@ -62,7 +52,7 @@ async def test_one_candidate_leads_and_releases_the_lease(cluster: Cluster, name
     assert found.get("holderIdentity", "") == ""
     assert not holder.held
     # Long before the lease duration of a minute ends.
-    async with running(others[0]):
+    async with background(others[0].run()):
         assert await until_held(*others) is others[0]
         assert (await spec(cluster, namespace))["leaseTransitions"] >= 1
 
@@ -71,7 +61,7 @@ async def test_expired_lease_is_taken_over(cluster: Cluster, namespace: str) -> 
     gone, next_ = lease(cluster, namespace, "gone"), lease(cluster, namespace, "next")
     await gone._try_to_hold()
     assert (await spec(cluster, namespace))["holderIdentity"] == "gone"
-    async with running(next_):
+    async with background(next_.run()):
         assert await until_held(next_) is next_
         assert not gone.held
     assert (await spec(cluster, namespace))["leaseTransitions"] >= 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX, ReplicaLeases, replica_name
 from xds.mesh.model.objects import Mode, Ref
@@ -76,15 +77,11 @@ async def replica(
     path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
     this = Replica(sync, f"{path}/{PREFIX}{sync.name}", f"{path}/{PLAN}")
     leases = ReplicaLeases(cluster.api, namespace, sync, this.changed)
-    task = asyncio.create_task(leases.run())
-    try:
+    async with background(leases.run()):
         await until(lambda: sync.has_joined, "it joins the plan")
         clock = asyncio.get_running_loop().time
         await until(lambda: not sync.reports.is_isolated(clock()), "it writes its report")
         yield this
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def until(check: Callable[[], object], message: str) -> None:
@@ -243,16 +240,13 @@ async def test_replica_that_was_taken_for_dead_comes_back(cluster: Cluster, name
     async with replica(cluster, namespace, "one", leads=True) as one:
         sync = ReplicaSync("two", lambda: False, Reports(6.0))
         leases = ReplicaLeases(cluster.api, namespace, sync, lambda: None)
-        task = asyncio.create_task(leases.run())
-        await until(lambda: "two" in one.sync.reports.names and "two" in one.members, "one knows of two")
-        task.cancel()  # It hangs.
-        await asyncio.gather(task, return_exceptions=True)
+        async with background(leases.run()):
+            await until(lambda: "two" in one.sync.reports.names and "two" in one.members, "one knows of two")
+        # It hangs.
         await until(lambda: not one.sync.reports.names, "it is forgotten")
         one.propose(PROPOSAL)
         await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one"}), "a plan without it is stored")
-        task = asyncio.create_task(leases.run())
-        await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one", "two"}), "it joins again")
-        await until(lambda: one.sync.reports.names == {"two"}, "its report is read again")
-        assert sync.has_joined
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        async with background(leases.run()):
+            await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one", "two"}), "it joins again")
+            await until(lambda: one.sync.reports.names == {"two"}, "its report is read again")
+            assert sync.has_joined

@@ -17,6 +17,7 @@ from tests.kubernetes.installing import SYSTEM, install, unused
 from tests.kubernetes.kubelet import request_for
 from tests.kubernetes.recorder import Recorder, granted
 from tests.kubernetes.serving import Serving
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.pod_certificates import PodCertificates
@@ -216,20 +217,16 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 async def _tell_other_replicas(api: KubeApi) -> None:
     """Join the plan together with another replica, which then crashes."""
     ours, others = (ReplicaSync(name, lambda: False, Reports(3.0)) for name in ("here", "there"))
-    here, there = (
-        asyncio.create_task(ReplicaLeases(api, SYSTEM, sync, lambda: None).run()) for sync in (ours, others)
-    )
+    here, there = (ReplicaLeases(api, SYSTEM, sync, lambda: None) for sync in (ours, others))
     both = {"here", "there"}
-    await eventually(
-        lambda: ours.reports.names and ours.stored and ours.stored.members == both,
-        timeout=30,
-        what="they know of each other",
-    )
-    there.cancel()
-    await asyncio.gather(there, return_exceptions=True)
-    await eventually(lambda: not ours.reports.names, timeout=30, what="the other one is forgotten")
-    here.cancel()
-    await asyncio.gather(here, return_exceptions=True)
+    async with background(here.run()):
+        async with background(there.run()):
+            await eventually(
+                lambda: ours.reports.names and ours.stored and ours.stored.members == both,
+                timeout=30,
+                what="they know of each other",
+            )
+        await eventually(lambda: not ours.reports.names, timeout=30, what="the other one is forgotten")
 
 
 async def _sign_for_a_kubelet(cluster: Cluster, api: KubeApi, authorities: Authorities) -> None:

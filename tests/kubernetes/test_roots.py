@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.kube import reconciler
 from xds.mesh.kube import root_publisher as module
@@ -44,17 +43,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WRITE_INTERVAL", 0.0)
 
 
-@asynccontextmanager
-async def running(part: RootPublisher | Lease) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(part.run())
-    try:
-        yield task
-        assert not task.done(), await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 def path(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/configmaps/{NAME}"
 
@@ -70,7 +58,7 @@ def leading(cluster: Cluster, text: str) -> RootPublisher:
 async def test_roots_are_in_all_namespaces_and_follow_a_rotation(cluster: Cluster) -> None:
     text = b"first"
     roots = RootPublisher(cluster.api, lambda: text, leads=lambda: True)
-    async with cluster.namespace() as old, running(roots):
+    async with cluster.namespace() as old, background(roots.run()):
         for namespace in (old, "default", "kube-system"):
             await until(cluster, namespace, "first")
         async with cluster.namespace() as new:
@@ -82,7 +70,7 @@ async def test_roots_are_in_all_namespaces_and_follow_a_rotation(cluster: Cluste
 
 
 async def test_changed_or_deleted_roots_are_restored(cluster: Cluster) -> None:
-    async with cluster.namespace() as namespace, running(leading(cluster, "right")):
+    async with cluster.namespace() as namespace, background(leading(cluster, "right").run()):
         await until(cluster, namespace, "right")
         await cluster.api.patch(path(namespace), {"data": {KEY: "wrong"}})
         await until(cluster, namespace, "right")
@@ -134,7 +122,7 @@ async def test_documented_rights_suffice_and_missing_are_logged_once(cluster: Cl
         assert 'cannot list resource "namespaces"' in logs[0]["problem"]
 
         await cluster.allow("publisher", RULES)
-        async with running(roots):
+        async with background(roots.run()):
             await until(cluster, namespace, "right")
             await cluster.api.delete(path(namespace))
             await until(cluster, namespace, "right")
@@ -148,7 +136,9 @@ async def test_another_replica_replaces_a_killed_leader(cluster: Cluster) -> Non
         tasks = {}
         for lease, text in texts.items():
             roots = RootPublisher(cluster.api, text.encode, leads=lambda lease=lease: lease.held)
-            tasks[lease] = [await stack.enter_async_context(_killable(part)) for part in (lease, roots)]
+            tasks[lease] = [
+                await stack.enter_async_context(background(part.run())) for part in (lease, roots)
+            ]
         (holder,) = await eventually(lambda: [lease for lease in leases if lease.held], timeout=60)
         await until(cluster, namespace, texts[holder])
         # As by SIGKILL: the lease is not released.
@@ -161,13 +151,3 @@ async def test_another_replica_replaces_a_killed_leader(cluster: Cluster) -> Non
 
 async def _nothing() -> None:
     pass
-
-
-@asynccontextmanager
-async def _killable(part: RootPublisher | Lease) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(part.run())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from tests.kubernetes.environment.cluster import RBAC, Cluster, own_address
 from tests.kubernetes.serving import Serving
 from tests.support.loopback import free_port
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -276,16 +277,11 @@ async def test_follower_does_not_write_the_ca_bundle(mesh: Mesh) -> None:
         return False
 
     other = authority().certificate_pem
-    task = asyncio.create_task(
-        CaBundlePublisher(mesh.cluster.api, lambda: other, leads=leads, configuration=mesh.configured).run()
-    )
-    try:
-        async with asyncio.timeout(60):
-            for _ in range(3):  # by the third time, two rounds are over
-                await asked.wait()
-                asked.clear()
-    finally:
-        task.cancel()
+    publisher = CaBundlePublisher(mesh.cluster.api, lambda: other, leads=leads, configuration=mesh.configured)
+    async with background(publisher.run()), asyncio.timeout(60):
+        for _ in range(3):  # by the third time, two rounds are over
+            await asked.wait()
+            asked.clear()
     configuration = await mesh.cluster.api.get(mesh.path)
     assert {w["clientConfig"]["caBundle"] for w in configuration["webhooks"]} == {
         base64.b64encode(mesh.roots()).decode()

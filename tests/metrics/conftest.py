@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc.aio
 import pytest
 
 from tests.metrics.plane import SERVICE, Plane, pod
+from tests.support.tasks import background
 from xds.mesh.model.objects import Change
 
 
 @pytest.fixture
 async def plane() -> AsyncIterator[Plane]:
     plane = Plane()
-    work = asyncio.create_task(plane.controller.run())
-    plane.controller.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
-    await plane.controller.ready.wait()
-    await plane.server.start()
-    yield plane
-    await plane.server.stop()
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
+    async with background(plane.controller.run()):
+        plane.controller.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
+        await plane.controller.ready.wait()
+        await plane.server.start()
+        yield plane
+        await plane.server.stop()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.server.doors import CA, DENIED, FOREIGN, SLEEP, TRUST_DOMAINS, UNPROVEN, issued, judge
+from tests.support.tasks import background
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import replica_traffic, replicas_service
 from xds.mesh.controlplane.controller import Controller
@@ -139,12 +140,8 @@ async def running(
     )
     async with server:
         access.publish(f"127.0.0.1:{server.secure_ports[0]}")
-        task = asyncio.create_task(traffic.run())
-        try:
+        async with background(traffic.run()):
             yield Replica(leases, traffic, TrafficService(controller, traffic), server)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_all_replicas_show_the_same_traffic_once() -> None:
