@@ -17,6 +17,7 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.golden.cases import HERE, manifests
 from tests.policy.world import peer, pod
 from tests.support.controlplane import XDS, ControlPlane, xds_here
+from tests.support.processes import started
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.problem_times import FoundProblem
@@ -176,18 +177,14 @@ async def test_description_of_a_pod_contains_the_state_of_its_sidecar(plane: Pla
 
 async def test_watch_prints_what_changes(plane: Plane):
     arguments = ("reach", "--watch", "-o", "json", f"--xds-address=127.0.0.1:{plane.server.port}")
-    process = await asyncio.create_subprocess_exec(XDS, *arguments, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout
-    try:
+    async with started(XDS, *arguments) as process:
+        assert process.stdout
         async with asyncio.timeout(2 * WITHIN):
             first = json.loads(await process.stdout.readline())
             assert (first["outcome"], first["service"]) == ("mtls", "web.shop")
             plane.controller.change(Change(applied=(pod("bare", "zoo", sidecar=False),)))
             second = json.loads(await process.stdout.readline())
             assert (second["outcome"], second["clients"][0]["namespace"]) == ("plaintext", "zoo")
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def test_watch_survives_the_last_pod_of_an_account(plane: Plane, monkeypatch: pytest.MonkeyPatch):
@@ -202,10 +199,9 @@ async def test_watch_survives_the_last_pod_of_an_account(plane: Plane, monkeypat
         "json",
         f"--xds-address=127.0.0.1:{plane.server.port}",
     )
-    process = await asyncio.create_subprocess_exec(XDS, *arguments, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout
     one = pod("one", "shop")
-    try:
+    async with started(XDS, *arguments) as process:
+        assert process.stdout
         async with asyncio.timeout(2 * WITHIN):
             first = await process.stdout.readline()
             plane.controller.change(Change(removed=(one.ref,)))
@@ -213,9 +209,6 @@ async def test_watch_survives_the_last_pod_of_an_account(plane: Plane, monkeypat
             plane.controller.change(Change(applied=(one,)))
             assert await process.stdout.readline() == first
             assert process.returncode is None
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 @pytest.mark.parametrize("case", ["base", "destination-rule", "peer-authentication"])

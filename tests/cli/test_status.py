@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
+from tests.support.processes import started
 from tests.support.rows import read_table
 from xds.cli import app
 from xds.introspect import Introspection
@@ -245,13 +246,10 @@ async def test_view_of_one_proxy_limits_its_streams(server: XdsServer, channel: 
 
 async def test_watch_json_streams_until_the_server_stops(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
-    process = await asyncio.create_subprocess_exec(
+    async with started(
         *(sys.executable, "-u", "-m", "xds", "status", "--watch", "-o", "json"),
         *("--xds-address", f"127.0.0.1:{server.port}"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
+    ) as process:
         assert process.stdout
         assert process.stderr
         async with asyncio.timeout(3 * TIMEOUT):
@@ -265,20 +263,13 @@ async def test_watch_json_streams_until_the_server_stops(server: XdsServer, chan
             assert await process.wait() == 3
             error = (await process.stderr.read()).decode()
             assert error == f"xds: the control plane at 127.0.0.1:{server.port} closed the stream\n"
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
-    process = await asyncio.create_subprocess_exec(
+    async with started(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
+    ) as process:
         assert process.stdout
         async with asyncio.timeout(3 * TIMEOUT):
             assert (await process.stdout.readline()).startswith(b"PROXY ")
@@ -291,19 +282,13 @@ async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: gr
             process.send_signal(signal.SIGINT)
             _, errors = await process.communicate()
             assert (process.returncode, errors) == (0, b"")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def test_watch_prints_only_changed_rows(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
-    process = await asyncio.create_subprocess_exec(
+    async with started(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
+    ) as process:
         assert process.stdout
         async with asyncio.timeout(3 * TIMEOUT):
             header = (await process.stdout.readline()).decode()
@@ -324,19 +309,14 @@ async def test_watch_prints_only_changed_rows(server: XdsServer, channel: grpc.a
             while (line := (await process.stdout.readline()).decode()).startswith("longer-than-good.shop "):
                 pass
             assert (line.split()[0], line.split()[-1]) == ("good.shop", "disconnected")
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def test_watch_prints_new_absent_sidecars(server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     mesh.set_absent("dead.shop")
-    process = await asyncio.create_subprocess_exec(
+    async with started(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
+    ) as process:
         assert process.stdout
         async with asyncio.timeout(3 * TIMEOUT):
             lines = [(await process.stdout.readline()).decode() for _ in range(3)]
@@ -344,9 +324,6 @@ async def test_watch_prints_new_absent_sidecars(server: XdsServer, mesh: Mesh, c
             mesh.set_absent("dead.shop", "web.shop")
             line = (await process.stdout.readline()).decode()
             assert line.split(maxsplit=1)[0] == "web.shop", "only new ones"
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def test_no_connected_proxy_exits_with_2(server: XdsServer):

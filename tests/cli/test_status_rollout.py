@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
+from tests.support.processes import started
 from xds.cli import app
 from xds.cli.rollout_output import FINISHED, NO_TRANSITIONS
 from xds.server import XdsServer
@@ -102,21 +103,16 @@ async def test_json_is_the_service_response(plane: Plane):
 
 @pytest.mark.parametrize("output", ["table", "json"])
 async def test_watch_prints_changes_until_ctrl_c(plane: Plane, output: str):
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-u", "-m", "xds", "status", "--rollout", "-w", "-o", output),
-        *("--xds-address", f"127.0.0.1:{plane.server.port}"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    command = ("status", "--rollout", "-w", "-o", output, "--xds-address", f"127.0.0.1:{plane.server.port}")
     lines: list[str] = []
+    async with started(sys.executable, "-u", "-m", "xds", *command) as process:
 
-    async def heard(part: str) -> None:
-        while not lines or part not in lines[-1]:
-            line = await process.stdout.readline()  # type: ignore[union-attr]
-            assert line, lines
-            lines.append(line.decode().rstrip("\n"))
+        async def heard(part: str) -> None:
+            while not lines or part not in lines[-1]:
+                line = await process.stdout.readline()  # type: ignore[union-attr]
+                assert line, lines
+                lines.append(line.decode().rstrip("\n"))
 
-    try:
         async with asyncio.timeout(3 * WITHIN):
             await heard(NO_TRANSITIONS if output == "table" else '"services": []')
             plane.set_mode("STRICT")
@@ -133,10 +129,6 @@ async def test_watch_prints_changes_until_ctrl_c(plane: Plane, output: str):
             process.send_signal(signal.SIGINT)
             _, errors = await process.communicate()
             assert (process.returncode, errors) == (0, b"")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def test_server_without_the_service_exits_with_3():

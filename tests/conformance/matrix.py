@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.conformance.building import build_go, build_java
 from tests.support.loopback import free_port
+from tests.support.processes import started
 from tests.support.waiting import eventually
 from xds.conformance import TITLES, Level, Outcome, Report, Variant, run, store_adapter
 from xds.server import XdsServer
@@ -55,30 +56,19 @@ async def example() -> AsyncIterator[Options]:
     """Serve with go-control-plane's example, which has no adapter. Raises BuildError."""
     folder = await asyncio.to_thread(build_go)
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(folder / "example", "-port", str(port), "-nodeID", NODE), stderr=subprocess.DEVNULL
-    )
-    try:
+    command = (folder / "example", "-port", port, "-nodeID", NODE)
+    async with started(*command, stdout=None, stderr=subprocess.DEVNULL):
         _, writer = await eventually(partial(asyncio.open_connection, "127.0.0.1", port))
         writer.close()
         await writer.wait_closed()
         yield {"target": f"127.0.0.1:{port}", "node": NODE}
-    finally:
-        process.kill()
-        await process.wait()
 
 
 @asynccontextmanager
 async def _addresses(*command: str) -> AsyncIterator[list[str]]:
     """Start a program, and yield the addresses that it prints."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    try:
+    async with started(*command, stderr=subprocess.DEVNULL) as process:
         yield (await process.stdout.readline()).decode().split()
-    finally:
-        process.kill()
-        await process.wait()
 
 
 SERVERS: dict[str, Callable[[], AbstractAsyncContextManager[Options]]] = {

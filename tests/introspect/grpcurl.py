@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
+from asyncio.subprocess import STDOUT
 from pathlib import Path
 from typing import Any
+
+from tests.support.processes import run
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 
 
 async def grpcurl(target: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
     """Run grpcurl, and return its exit status and output."""
-    process = await asyncio.create_subprocess_exec(
-        GRPCURL,
-        *("-plaintext", "-max-time", "30"),
-        *(("-d", "@") if stdin else ()),
-        target,
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate(stdin.encode())
-    return process.returncode or 0, output.decode()
+    options = ("-plaintext", "-max-time", "30", *(("-d", "@") if stdin else ()))
+    status, output, _ = await run(GRPCURL, *options, target, *arguments, stdin=stdin, stderr=STDOUT)
+    return status, output
 
 
 async def call(target: str, method: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:

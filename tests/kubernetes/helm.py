@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from tests.kubernetes.environment.binaries import REQUIRED, BuildError
 from tests.kubernetes.environment.go_programs import HELM
 from tests.kubernetes.installing import SYSTEM
+from tests.support.processes import run
 from xds.mesh.kube.api import Json
 
 CHART = Path(__file__).parents[2] / "charts/xds"
@@ -35,23 +35,10 @@ class Helm:
 
     async def run(self, *arguments: str, timeout: float = 60) -> str:
         """Run helm and return its output. Raises HelmError."""
-        process = await asyncio.create_subprocess_exec(
-            str(HELM.path),
-            *arguments,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                output, error = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            raise HelmError(f"helm {' '.join(arguments)}: {output.decode()}{error.decode()}")
-        return output.decode()
+        status, output, error = await run(HELM.path, *arguments, timeout=timeout, env=self._environment)
+        if status:
+            raise HelmError(f"helm {' '.join(arguments)}: {output}{error}")
+        return output
 
     async def template(
         self, values: Json | None = None, *arguments: str, namespace: str = SYSTEM

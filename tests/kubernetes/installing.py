@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.recorder import Grant, Recorder
+from tests.support import processes
 
 KUSTOMIZATION = "examples/envoy/kubernetes"
 SYSTEM = "istio-system"
@@ -35,14 +35,7 @@ async def installed_objects(cluster: Cluster) -> str:
 
 async def run(*arguments: str) -> tuple[int, str, str]:
     """Run `xds`; return its exit status, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xds", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), error.decode()
+    return await processes.run(sys.executable, "-m", "xds", *arguments)
 
 
 def unused(rights: set[Grant], recorder: Recorder) -> set[Grant]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 from tests.kubernetes.environment.cluster import Cluster, KubectlError
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.foreign_kinds import foreign
+from tests.kubernetes.installing import run
 from tests.kubernetes.specs import MESH, PEER_HEAD, RULE_HEAD, SPECS
 from tests.sources.objects import BAD, MESH_POLICY, PEER, POLICY, RULE
 from xds.mesh.kube import crds
@@ -255,18 +255,3 @@ async def test_kustomization_has_all_kinds(cluster: Cluster) -> None:
         "kustomization.yaml",
         *yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"],
     }
-
-
-async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run `xds`; return its exit status, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "xds",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), error.decode()

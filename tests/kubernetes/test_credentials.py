@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +25,7 @@ from tests.identity.credentials import certificate, token
 from tests.kubernetes.conftest import _skip_without_programs
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.installing import run
 from tests.kubernetes.serving import Serving
 from tests.server.proxies import REQUEST, Client
 from tests.support.loopback import free_port
@@ -299,14 +299,9 @@ async def test_only_admins_may_introspect_over_tls(site: Site, tmp_path: Path) -
     ends = {}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "xds", "status", f"--xds-address=localhost:{site.tls}"),
-            *(f"--ca-file={roots}", f"--token-file={tmp_path / name}"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, stderr = await process.communicate()
-        ends[name] = process.returncode, stderr.decode()
+        options = (f"--ca-file={roots}", f"--token-file={tmp_path / name}")
+        status, _, stderr = await run("status", f"--xds-address=localhost:{site.tls}", *options)
+        ends[name] = status, stderr
     # No sidecar is connected, so the command fails, but the admin got an answer.
     assert ends["admin"] == (1, ""), ends
     why = f"service account {site.namespace}/web is not an admin: add its identity with --admin-identity"

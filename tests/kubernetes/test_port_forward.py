@@ -17,6 +17,7 @@ import pytest
 from tests.kubernetes.environment.cluster import RBAC
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.installing import SYSTEM, install, run
+from tests.support import processes
 from tests.support.tcp import TcpServer
 from tests.support.waiting import eventually
 from xds.cli.options import ClusterReference
@@ -251,15 +252,12 @@ async def test_commands_find_the_control_plane_in_a_cluster(pod_cluster: PodClus
     await eventually(has_read, timeout=60, what="the status of the pod")
 
     for command in ("reach --to web.shop", "explain web.shop web.shop", "problems", "version"):
-        process = await asyncio.create_subprocess_exec(
+        status, output, error = await processes.run(
             *(sys.executable, "-c", WITHOUT_LOCAL, *command.split()),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "KUBECONFIG": str(config)},
         )
-        output_, error_ = await process.communicate()
-        assert (process.returncode, error_) == (0, b""), command
-        assert output_
+        assert (status, error) == (0, ""), command
+        assert output
 
     _, output, _ = await run("check", f"--kubeconfig={config}", "-o", "json")
     row = next(row for row in json.loads(output) if row["name"] == "sidecars in sync")
@@ -283,23 +281,10 @@ async def start_control_plane(cluster: PodCluster) -> str:
     return str(pods["items"][0]["metadata"]["name"])
 
 
-@asynccontextmanager
-async def running(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xds", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
 async def dashboard_shows_the_page(config: Path, pod: str) -> None:
-    async with running("dashboard", "--no-browser", f"--kubeconfig={config}") as process:
+    async with processes.started(
+        *(sys.executable, "-m", "xds", "dashboard", "--no-browser", f"--kubeconfig={config}")
+    ) as process:
         assert process.stdout
         assert process.stderr
         url = (await process.stdout.readline()).decode().strip()
@@ -316,7 +301,7 @@ async def dashboard_shows_the_page(config: Path, pod: str) -> None:
 
 async def watch_sees_changes_until_the_pod_ends(cluster: PodCluster, config: Path, pod: str) -> None:
     command = ("reach", "--to=web.shop", "--watch", f"--kubeconfig={config}")
-    async with running(*command) as process:
+    async with processes.started(sys.executable, "-m", "xds", *command) as process:
         assert process.stdout
         assert process.stderr
         await reads(process.stdout, b"plaintext")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
+from asyncio.subprocess import STDOUT
 from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.serving import Serving
+from tests.support.processes import run
 from xds.mesh.identity import chain
 from xds.mesh.kube import crds
 from xds.mesh.kube.ca_secret import SECRET, USER_SECRET
@@ -24,13 +25,8 @@ HOME = "istio-system"
 
 async def xds(*arguments: str) -> tuple[int, str]:
     """Run a command; return its exit status and output."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xds", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode or 0, " ".join(output.decode().split())
+    status, output, _ = await run(sys.executable, "-m", "xds", *arguments, stderr=STDOUT)
+    return status, " ".join(output.split())
 
 
 async def kept(cluster: Cluster) -> dict[str, bytes]:

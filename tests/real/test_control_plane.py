@@ -222,16 +222,12 @@ class TestAddresses:
         "address", ["0.0.0.0:15010", "10.0.0.1:15010", "[::]:15010", "example.org:15010"]
     )
     async def test_plaintext_needs_loopback_or_an_option(self, tmp_path, address):
-        process = await asyncio.create_subprocess_exec(
-            *(controlplane.XDS, "serve", f"--manifests={tmp_path}", f"--xds-address={address}"),
-            stdout=PIPE,
-            stderr=PIPE,
+        status, out, err = await controlplane.run_xds(
+            "serve", f"--manifests={tmp_path}", f"--xds-address={address}"
         )
-        out, err = await asyncio.wait_for(process.communicate(), timeout=60)
-
-        assert (process.returncode, out) == (2, b"")
-        assert address in err.decode()
-        assert "--insecure-xds" in err.decode()
+        assert (status, out) == (2, "")
+        assert address in err
+        assert "--insecure-xds" in err
 
     @pytest.mark.netns
     async def test_plaintext_off_loopback_serves_no_private_key(self, loopback, tmp_path):

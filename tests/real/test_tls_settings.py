@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+from asyncio.subprocess import STDOUT
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.loopback import Loopback
+from tests.support.processes import run
 from tests.support.switchover import PORT, World, running
 from xds.mesh.controlplane import connections
 from xds.mesh.envoy.features import ALL_FEATURES, NO_FEATURES, Features, features_of
@@ -84,12 +86,9 @@ async def handshake(world: World, authority: Authority, directory: Path, **setti
 async def openssl(world: World, *options: str) -> str:
     """Return what `openssl s_client` prints when it connects to a server's sidecar."""
     address = f"{world.servers[0].address}:{PORT}"
-    process = await asyncio.create_subprocess_exec(
-        "openssl", "s_client", "-connect", address, "-alpn", "istio", *options,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await process.communicate()
-    return output.decode()
+    command = ("openssl", "s_client", "-connect", address, "-alpn", "istio", *options)
+    _, output, _ = await run(*command, stderr=STDOUT)
+    return output
 
 
 async def test_default_is_tls_1_3_with_post_quantum_keys(

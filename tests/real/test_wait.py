@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import NamedTuple
 
 import pytest
 
-from tests.support.controlplane import XDS, xds
+from tests.support.controlplane import run_xds, xds
 from tests.support.local import LocalMesh
 from tests.support.manifests import destination_rule, peer_authentication
 from tests.support.waiting import eventually
@@ -29,14 +28,7 @@ class Result(NamedTuple):
 
 async def wait(mesh: LocalMesh, *arguments: str) -> Result:
     """Run `xds wait`."""
-    process = await asyncio.create_subprocess_exec(
-        *(XDS, "wait", *arguments, f"--xds-address={mesh.plane.address}"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return Result(process.returncode, out.decode(), err.decode())
+    return Result(*await run_xds("wait", *arguments, f"--xds-address={mesh.plane.address}"))
 
 
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])

@@ -10,9 +10,9 @@ import resource
 import signal
 import sys
 import tracemalloc
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import grpc
@@ -22,6 +22,7 @@ import structlog
 
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
+from tests.support.processes import started
 from tests.support.waiting import eventually
 from xds.cli import garbage
 from xds.protocol.session import Variant
@@ -70,17 +71,8 @@ def files() -> AsyncIterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@asynccontextmanager
-async def crowd(server: XdsServer, what: str, many: int) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.server.crowd", str(server.port), what, str(many), stdout=PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+def crowd(server: XdsServer, what: str, many: int) -> AbstractAsyncContextManager[Process]:
+    return started(sys.executable, "-m", "tests.server.crowd", server.port, what, many, stderr=None)
 
 
 async def said(process: Process, within: float = 300.0) -> int:

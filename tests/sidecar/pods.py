@@ -117,21 +117,6 @@ class ProxyMesh(Mesh):
         return ProxyProcess(name, begin, self._directory, place=pod.place, environment=variables)
 
 
-async def finished(*argv: str, timeout: float = 60) -> tuple[int, str, str]:
-    """Run a command; return its exit status and output."""
-    process = await asyncio.create_subprocess_exec(
-        *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
 class Process:
     """`xds proxy` with this environment, in an `async with` block."""
 

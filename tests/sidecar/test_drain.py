@@ -8,9 +8,10 @@ import socket
 import pytest
 import pytest_asyncio
 
-from tests.sidecar.pods import ProxyMesh, ProxyProcess, command, finished
+from tests.sidecar.pods import ProxyMesh, ProxyProcess, command
 from tests.support.clients import ask
 from tests.support.cluster import Cluster
+from tests.support.processes import run
 from tests.support.tcp import TcpServer
 from tests.support.waiting import eventually
 from xds.mesh.sidecar.draining import MIN_DRAIN_SECONDS, in_flight
@@ -71,7 +72,7 @@ async def slow(mesh):
 async def drained(mesh, sidecar: ProxyProcess, seconds: int) -> tuple[int, str, str]:
     """Run the preStop hook."""
     variables = sidecar.environment | {"XDS_DRAIN_SECONDS": str(seconds)}
-    return await finished(*mesh["web.ns"].place.command(*command(variables, "--drain")))
+    return await run(*mesh["web.ns"].place.command(*command(variables, "--drain")), cwd="/")
 
 
 def slow_url(mesh) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.sidecar.pods import command, environment, finished
+from tests.sidecar.pods import command, environment
 from tests.support.cluster import Cluster, ClusterPod
+from tests.support.processes import run
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
 from xds.mesh.sidecar import running as starting
@@ -32,7 +33,8 @@ POD = {"POD_NAME": "web-0", "POD_NAMESPACE": "shop", "INSTANCE_IP": "10.1.2.3"}
 async def proxy(*arguments: str, **variables: str) -> tuple[int, str, str]:
     """Run `xds proxy` with exactly this environment until it exits."""
     assignments = (f"{name}={value}" for name, value in variables.items())
-    return await finished("env", "-i", *assignments, sys.executable, "-m", "xds", "proxy", *arguments)
+    command = ("env", "-i", *assignments, sys.executable, "-m", "xds", "proxy", *arguments)
+    return await run(*command, cwd="/")
 
 
 class TestDryRun:
@@ -388,7 +390,7 @@ class TestProcess:
         # Envoy accepts no files below /proc.
         variables = environment(pod, XDS_ROOT_FILE="/proc/version", XDS_TOKEN_FILE="/etc/hostname")
 
-        status, _, err = await finished(*pod.place.command(*command(variables)))
+        status, _, err = await run(*pod.place.command(*command(variables)), cwd="/")
 
         assert status == 1
         assert "Invalid path: /proc/version" in err

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from tests.support.clients import Client
 from tests.support.loopback import free_port
+from tests.support.processes import run
 from tests.support.waiting import eventually
 from xds.cli import app
 
@@ -119,14 +120,4 @@ async def xds_here(*arguments: object) -> Result:
 
 async def run_xds(*arguments: object) -> tuple[int, str, str]:
     """Run an xds command as a process, and return its exit status, output and errors."""
-    process = await asyncio.create_subprocess_exec(
-        XDS, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout=90)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return await run(XDS, *arguments)

@@ -13,6 +13,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.support.processes import run
 from tests.support.waiting import eventually
 from xds.mesh.kube.api import KubeApi, KubeError
 
@@ -119,24 +120,16 @@ class Cluster:
         """Run kubectl and return its output, and its warnings. Raises KubectlError."""
         home = self.control_plane.folder / "home"
         home.mkdir(exist_ok=True)
-        process = await asyncio.create_subprocess_exec(
+        status, output, error = await run(
             self.control_plane.kubectl,
             *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=stdin,
+            timeout=timeout,
             env={**os.environ, "HOME": str(home), "KUBECONFIG": str(kubeconfig or await self.kubeconfig())},
         )
-        try:
-            async with asyncio.timeout(timeout):
-                output, error = await process.communicate(stdin.encode())
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
-            raise KubectlError(arguments, process.returncode, output.decode(), error.decode())
-        return output.decode(), error.decode()
+        if status:
+            raise KubectlError(arguments, status, output, error)
+        return output, error
 
     @asynccontextmanager
     async def namespace(
