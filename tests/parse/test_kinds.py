@@ -740,6 +740,22 @@ def test_ignored_parts_of_a_service_get_a_notice() -> None:
     assert "list full SPIFFE IDs in alpha.istio.io/canonical-serviceaccounts" in notices(annotated)[0]
 
 
+@pytest.mark.parametrize(
+    ("field", "ignored", "default", "hint"),
+    [
+        ("internalTrafficPolicy", "Local", "Cluster", "excludeOutboundPorts"),
+        ("sessionAffinity", "ClientIP", "None", "consistentHash.useSourceIp"),
+        ("trafficDistribution", "PreferClose", "null", "outlierDetection"),
+    ],
+)
+def test_ignored_choices_of_endpoints_get_a_notice(field: str, ignored: str, default: str, hint: str) -> None:
+    service = SERVICE % "clusterIP: 10.2.0.1, ports: [{port: 80}], %s: %s"
+    [line] = notices(service % (field, ignored))
+    assert f"{field} is ignored" in line
+    assert hint in line
+    assert notices(service % (field, default)) == []
+
+
 def test_allow_tls_of_alpha_policy_is_ignored() -> None:
     [line] = notices(POLICY % ("default", "peers: [{mtls: {allowTls: true}}]"))
     assert "is ignored: a client certificate is always required when the sidecar terminates TLS" in line

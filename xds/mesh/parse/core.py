@@ -135,6 +135,14 @@ def service(obj: Field, meta: Meta) -> Service | CallerFact | None:
         return CallerFact(meta=meta, traffic=OutsideTraffic.EXTERNAL_NAME, calls=(call,)) if call else None
     if spec["trafficDistribution"]:
         spec["trafficDistribution"].notice("is ignored", "use a DestinationRule with outlierDetection")
+    if spec["internalTrafficPolicy"].value == "Local":
+        hint = (
+            "list its ports in traffic.sidecar.istio.io/excludeOutboundPorts, so that kube-proxy applies it"
+        )
+        spec["internalTrafficPolicy"].notice("is ignored: sidecars use endpoints on all nodes", hint)
+    if spec["sessionAffinity"].value == "ClientIP":
+        hint = "use a DestinationRule with loadBalancer.consistentHash.useSourceIp"
+        spec["sessionAffinity"].notice("is ignored", hint)
     addresses, headless = _cluster_ips(spec)
     versions = [item.choice(IpFamily) for item in spec["ipFamilies"].items()]
     families = [_VERSIONS[version] for version in versions if version] or map(family_of, addresses)
