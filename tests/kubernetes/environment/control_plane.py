@@ -17,15 +17,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.certificates import Certificates
-from tests.kubernetes.environment.network import GATEWAY, Network
+from tests.kubernetes.environment.network import GATEWAY, IPV4, Network
 from tests.support.clients import Client
 from tests.support.loopback import Loopback, free_port
 from tests.support.places import HERE
 from tests.support.tcp import Relay, RelayThread
 from xds.demo.processes import Processes, Running
 
-SERVICES = "10.96.0.0/16"
-"""Network of clusterIPs, which nothing on this machine routes."""
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 """Issuer of service account tokens, and their default audience."""
 
@@ -71,6 +69,8 @@ class ControlPlane:
         self.address = address or self._loopback.address()
         self.port = free_port(address) if address else PORT
         self._bind = GATEWAY if network else self.address
+        versions = network.versions if network else (IPV4,)
+        self._services = ",".join(version.services for version in versions)
         self.server = f"https://{self.address}:{self.port}"
         self._etcd = f"http://{self._loopback.address()}"
         self._programs = binaries.find()
@@ -132,7 +132,7 @@ class ControlPlane:
             f"--bind-address={self._bind}",
             f"--secure-port={self.port}",
             f"--endpoint-reconciler-type={'none' if self._bind.startswith('127.') else 'lease'}",
-            f"--service-cluster-ip-range={SERVICES}",
+            f"--service-cluster-ip-range={self._services}",
             f"--cert-dir={self.folder}",
             f"--tls-cert-file={certificate}",
             f"--tls-private-key-file={key}",

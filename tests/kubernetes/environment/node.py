@@ -23,7 +23,7 @@ from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.environment.go_programs import CONTAINERD, COREDNS, CTR, NODE_PROGRAMS, SHIM
 from tests.kubernetes.environment.images import PLUGINS, SOCKET, Images, configuration, prepared
-from tests.kubernetes.environment.network import GATEWAY, PODS, Network
+from tests.kubernetes.environment.network import GATEWAY, IPV4, IPV6, Network
 from tests.support.places import why_no_namespaces
 from xds.demo.processes import DemoError, Processes, Running
 
@@ -98,7 +98,7 @@ class Node:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.folder.mkdir()
-            self.place, self.address, self._pods = self._network.attached(self._number)
+            self.place, self.addresses, self._pods = self._network.attached(self._number)
             stack.callback(self._remove_cgroups)
             for hierarchy in _hierarchies():
                 (hierarchy / self._cgroup).mkdir()
@@ -116,7 +116,7 @@ class Node:
                 f"--kubeconfig={self._kubeconfig('system:kube-proxy')}",
                 f"--hostname-override={self.name}",
                 "--proxy-mode=nftables",
-                f"--cluster-cidr={PODS}",
+                f"--cluster-cidr={','.join(str(version.pods) for version in self._network.versions)}",
                 "--conntrack-max-per-core=0",
                 "--nodeport-addresses=primary",
             )
@@ -134,7 +134,7 @@ class Node:
             f"--config={self._kubelet_file()}",
             f"--kubeconfig={self._kubeconfig(f'system:node:{self.name}', 'system:nodes')}",
             f"--root-dir={self.folder / 'kubelet'}",
-            f"--node-ip={self.address}",
+            f"--node-ip={','.join(self.addresses)}",
             f"--hostname-override={self.name}",
         )
 
@@ -192,7 +192,7 @@ class Node:
 
     def _kubelet_file(self) -> Path:
         certificates = self._plane.certificates
-        certificate, key = certificates.server([self.name], [self.address])
+        certificate, key = certificates.server([self.name], self.addresses)
         return _written(
             self.folder / "kubelet.json",
             apiVersion="kubelet.config.k8s.io/v1beta1",
@@ -237,8 +237,8 @@ class Node:
                     "hairpinMode": True,
                     "ipam": {
                         "type": "host-local",
-                        "ranges": [[{"subnet": self._pods}]],
-                        "routes": [{"dst": "0.0.0.0/0"}],
+                        "ranges": [[{"subnet": subnet}] for subnet in self._pods],
+                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}][: len(self._pods)],
                     },
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}},
@@ -257,14 +257,16 @@ class Node:
 class NodeCluster:
     """A control plane with nodes. Enter it in the main thread."""
 
-    def __init__(self, nodes: int = 1) -> None:
+    def __init__(self, nodes: int = 1, *, dual_stack: bool = False) -> None:
         self._count = nodes
+        self._versions = (IPV4, IPV6) if dual_stack else (IPV4,)
         self.nodes: list[Node] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             images = prepared()
-            self.network = stack.enter_context(Network(f"xds-{os.getpid():x}-{next(_runs)}"))
+            network = Network(f"xds-{os.getpid():x}-{next(_runs)}", self._versions)
+            self.network = stack.enter_context(network)
             self.control_plane = stack.enter_context(ControlPlane(network=self.network))
             self._processes = stack.enter_context(Processes(self.control_plane.folder))
             self._start_dns()
