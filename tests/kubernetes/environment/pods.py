@@ -28,15 +28,20 @@ class Pod:
 
     def process(self, container: str = "") -> int:
         """Return the first process of a container; of the first that runs, by default."""
+        for folder in self.cgroups(container):
+            for process in map(int, (folder / "cgroup.procs").read_text().split()):
+                if _is_first(process):
+                    return process
+        raise AssertionError(f"no process of {self.name} {container}")
+
+    def cgroups(self, container: str = "") -> list[Path]:
+        """Return the cgroups of a container, one in each hierarchy; of the first that runs, by default."""
         statuses = [*self.object["status"].get("initContainerStatuses", ())]
         statuses += self.object["status"].get("containerStatuses", ())
         for status in statuses:
             if "running" in status["state"] and status["name"] == (container or status["name"]):
                 identifier = status["containerID"].removeprefix("containerd://")
-                for file in CGROUPS.glob(f"**/{identifier}/cgroup.procs"):
-                    for process in map(int, file.read_text().split()):
-                        if _is_first(process):
-                            return process
+                return list(CGROUPS.glob(f"**/{identifier}"))
         raise AssertionError(f"no container of {self.name} runs: {statuses}")
 
     def kill(self, container: str = "", number: signal.Signals = signal.SIGKILL) -> None:
