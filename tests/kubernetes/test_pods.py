@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -11,14 +12,13 @@ from tests.kubernetes.developing import deployed
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.player import CAREFUL, PATIENCE, URL, uses_mutual_tls
+from tests.kubernetes.workloads import IN_TIME, restarted, restarts, rolled_out, statuses
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
-from xds.mesh.kube.api import Json
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
 
-IN_TIME = f"--timeout={PATIENCE}s"
 STRICT = json.dumps(peer_authentication("full", "STRICT"))
 JOB = f"""
 apiVersion: batch/v1
@@ -44,6 +44,21 @@ spec:
             imagePullPolicy: Never
             command: [curl, --fail, --silent, {URL}]
 """
+HEALTH = """
+import concurrent.futures, grpc, os, signal
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+servicer = health.HealthServicer()
+servicer.set("store", health_pb2.HealthCheckResponse.SERVING)
+server = grpc.server(concurrent.futures.ThreadPoolExecutor())
+health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+server.add_insecure_port("[::]:9090")
+server.start()
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+signal.signal(signal.SIGUSR1, lambda *_: servicer.set("store", health_pb2.HealthCheckResponse.NOT_SERVING))
+while True:
+    signal.pause()
+"""
+"""A server of gRPC's health protocol, whose service `store` stops at SIGUSR1."""
 PROBED = """
 apiVersion: apps/v1
 kind: Deployment
@@ -61,7 +76,14 @@ spec:
         startupProbe: {httpGet: {path: /status/200, port: 80}, periodSeconds: 1, failureThreshold: 60}
         readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
         livenessProbe: {exec: {command: [curl, --fail, --silent, "http://127.0.0.1/status/200"]}, periodSeconds: 1, timeoutSeconds: 5}
-"""  # noqa: E501
+      - name: grpc
+        image: docker.io/curlimages/curl
+        imagePullPolicy: Never
+        command: [python, -c, PROGRAM]
+        ports: [{containerPort: 9090}]
+        startupProbe: {grpc: {port: 9090}, periodSeconds: 1, failureThreshold: 60}
+        readinessProbe: {grpc: {port: 9090, service: store}, periodSeconds: 1, failureThreshold: 1}
+""".replace("PROGRAM", json.dumps(HEALTH))  # noqa: E501
 REPLACEABLE = f'{{"spec": {{"template": {{"spec": {{"containers": [{CAREFUL}]}}}}}}}}'
 
 
@@ -96,10 +118,9 @@ async def test_init_containers_use_the_mesh_and_jobs_complete(cluster: PodCluste
         assert "URI=spiffe://cluster.local/ns/full/sa/default" in output
 
 
-async def test_all_kinds_of_probes_succeed_with_strict(cluster: PodCluster) -> None:
+async def test_all_kinds_of_probes_work_with_strict(cluster: PodCluster) -> None:
     await cluster.kubectl("apply", "-n", "full", "-f", "-", stdin=PROBED)
-    await cluster.kubectl("rollout", "status", "-n", "full", "deployment/probed", IN_TIME,
-                          timeout=PATIENCE + 10)  # fmt: skip
+    await rolled_out(cluster, "full", "deployment/probed")
     [pod] = await cluster.pods("full", "probed")
     events = await cluster.kubectl(
         "get", "events", "-n", "full", f"--field-selector=involvedObject.uid={pod.uid}"
@@ -108,6 +129,13 @@ async def test_all_kinds_of_probes_succeed_with_strict(cluster: PodCluster) -> N
         line.split()[2] for line in events.splitlines()[1:] if "spec.containers" in line
     ]
     assert all(each["restartCount"] == 0 for each in statuses(pod.object))
+    pod.kill("grpc", signal.SIGUSR1)
+
+    async def is_not_ready() -> bool:
+        now = statuses((await cluster.pod("full", pod.name)).object)
+        return {each["name"] for each in now if not each["ready"]} == {"grpc"}
+
+    await eventually(is_not_ready, timeout=PATIENCE, every=0.2)
     await cluster.kubectl("delete", "-n", "full", "deployment/probed")
 
 
@@ -129,40 +157,18 @@ async def test_killed_container_is_restarted_alone(cluster: PodCluster, containe
 
 async def test_restart_of_a_deployment_and_loss_of_the_kubelet_fail_no_request(cluster: PodCluster) -> None:
     await cluster.kubectl("patch", "deployment", "-n", "full", "httpbin", "-p", REPLACEABLE)
-    await restarted(cluster)
+    await restarted(cluster, "full", "httpbin")
     [sleep] = await cluster.pods("full", "sleep")
     await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)
     load = Load(client=await cluster.client(sleep), url=URL, connections=2, seconds=300)
     async with load:
         await load.more(20, PATIENCE)
-        await restarted(cluster)
+        await restarted(cluster, "full", "httpbin")
         await load.more(20, PATIENCE)
         cluster.node.stop_kubelet()
         await load.more(20, PATIENCE)
     load.check()
     # A kubelet that starts may report a ready pod as not ready for a moment, so the load has ended.
     cluster.node.start_kubelet()
-    await restarted(cluster)
+    await restarted(cluster, "full", "httpbin")
     await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)
-
-
-async def restarted(cluster: PodCluster) -> None:
-    """Replace the pods of httpbin, and wait until the old ones are gone."""
-    old = await cluster.pods("full", "httpbin")
-    await cluster.kubectl("rollout", "restart", "-n", "full", "deployment/httpbin")
-    await cluster.kubectl("rollout", "status", "-n", "full", "deployment/httpbin", IN_TIME,
-                          timeout=PATIENCE + 10)  # fmt: skip
-    for pod in old:
-        await cluster.kubectl("wait", "--for=delete", "-n", "full", f"pod/{pod.name}", IN_TIME,
-                              timeout=PATIENCE + 10)  # fmt: skip
-
-
-def statuses(pod: Json) -> list[Json]:
-    """Return the statuses of all containers of a pod."""
-    status = pod["status"]
-    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
-
-
-def restarts(pod: Pod) -> dict[str, int]:
-    """Return how often each container was restarted."""
-    return {each["name"]: each["restartCount"] for each in statuses(pod.object)}
