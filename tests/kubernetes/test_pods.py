@@ -10,7 +10,7 @@ import pytest
 
 from tests.kubernetes.developing import deployed
 from tests.kubernetes.environment.node import NodeCluster
-from tests.kubernetes.environment.pods import Pod, PodCluster
+from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.player import CAREFUL, PATIENCE, URL, uses_mutual_tls
 from tests.kubernetes.workloads import IN_TIME, restarted, restarts, rolled_out, statuses
 from tests.support.load import Load

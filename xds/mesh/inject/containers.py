@@ -169,6 +169,9 @@ def volumes(settings: InjectionSettings) -> list[Json]:
 
     The token needs no fsGroup. Without one, all users in the pod can read the token. If the pod has an
     fsGroup, that group can read it. Adding an fsGroup would change the owner of the application's volumes.
+
+    The volume of the key is in memory: the cluster autoscaler does not remove nodes with pods that have
+    volumes on disk.
     """
     token = {"path": "xds-token", "audience": AUDIENCE, "expirationSeconds": TOKEN_LIFETIME}
     return [
@@ -188,7 +191,7 @@ def volumes(settings: InjectionSettings) -> list[Json]:
             if settings.sds
             else []
         ),
-        *([{"name": KEY_VOLUME, "emptyDir": {}}] if _has_own_key(settings) else []),
+        *([{"name": KEY_VOLUME, "emptyDir": {"medium": "Memory"}}] if _has_own_key(settings) else []),
         *(
             [{"name": _CERTIFICATE_VOLUME, "projected": {"sources": [{"podCertificate": _POD_CERTIFICATE}]}}]
             if _has_pod_certificate(settings)
