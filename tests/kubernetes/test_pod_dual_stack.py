@@ -13,7 +13,7 @@ from tests.support.answers import UNANSWERED
 from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
 
 async def test_both_ip_versions_use_mutual_tls(skip_without_nodes: None) -> None:

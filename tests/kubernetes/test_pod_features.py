@@ -41,7 +41,7 @@ from tests.support.prometheus import requires_prometheus
 from tests.support.waiting import eventually
 from xds.mesh.kube.api import Json
 
-pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
 INJECTED = {"istio-injection": "enabled"}
 SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
@@ -152,7 +152,7 @@ async def test_drain_and_evictions_fail_no_request(cluster: PodCluster, namespac
     injected, _ = await clients(cluster)
     [drained] = {"node1", "node2"} - {node_of(injected)}
     await becomes(cluster, injected, url(namespace), SLEEP)
-    load = Load(client=await cluster.client(injected), url=url(namespace), connections=2, seconds=380)
+    load = Load(client=await cluster.client(injected), url=url(namespace), connections=2, seconds=580)
     async with load:
         await load.more(20, PATIENCE)
         await cluster.kubectl("drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", IN_TIME,
@@ -350,7 +350,7 @@ async def test_pods_keep_working_without_the_api_server(cluster: PodCluster, nam
     injected, _ = await clients(cluster)
     await becomes(cluster, injected, url(namespace), SLEEP)
     client = await cluster.client(injected)
-    load = Load(client=client, url=url(namespace), connections=2, pause=1, seconds=380)
+    load = Load(client=client, url=url(namespace), connections=2, pause=1, seconds=580)
     async with load:
         await load.more(4, PATIENCE)
         # Some of the new pods start while the API server is away, and others after it is back.

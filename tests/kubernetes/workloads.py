@@ -18,11 +18,22 @@ PORT = 8080
 IN_TIME = f"--timeout={PATIENCE}s"
 
 _ECHO = """
-import http.server, json, os, signal, socket, sys
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+import http.server, json, os, signal, socket, sys, time
+busy = set()
+def stop(*_):
+    while busy:
+        time.sleep(0.01)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
+        busy.add(self)
+        try:
+            self.answer()
+        finally:
+            busy.discard(self)
+    def answer(self):
         headers = {name.title(): value for name, value in self.headers.items()}
         content = json.dumps({"pod": os.environ["POD"], "headers": headers}).encode()
         if self.path == "/metrics":
@@ -44,8 +55,8 @@ _CONTAINER = {
     "env": [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
     "ports": [{"containerPort": PORT}],
     "readinessProbe": {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1, "timeoutSeconds": 5},
-    # The server ends at once when asked to: not before clients have stopped sending requests.
-    "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
+    # The server finishes its requests when asked to end: not before clients have stopped sending new ones.
+    "lifecycle": {"preStop": {"sleep": {"seconds": 6}}},
     "securityContext": {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
