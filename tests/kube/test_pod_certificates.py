@@ -47,7 +47,14 @@ def test_request_is_read() -> None:
     assert read.mismatch(POD) == ""
 
 
-@pytest.mark.parametrize("text", ["", "x", "%%%%", "MAA="])
+def of_version_3() -> str:
+    """Return a request of an unknown version, which the API server accepts."""
+    signed = REQUEST.public_bytes(Encoding.DER)
+    assert signed.count(b"\x02\x01\x00") == 1
+    return b64encode(signed.replace(b"\x02\x01\x00", b"\x02\x01\x02")).decode()
+
+
+@pytest.mark.parametrize("text", ["", "x", "%%%%", "MAA=", of_version_3()])
 def test_malformed_signing_request_is_empty(text: str) -> None:
     assert request(stubPKCS10Request=text).pem() == b""
 

@@ -468,10 +468,9 @@ async def test_check_says_who_keeps_certificates(cluster: Cluster) -> None:
     findings = await check(cluster)
     assert findings["sidecar certificates"].result is CheckResult.PASS
     assert findings["sidecar certificates"].detail == (
-        "kubelets keep the certificates of 0 of 1; because podCertificate volumes need a kubelet of version "
-        "1.37 on all nodes, unlike node (unknown)"
+        "kubelets keep the certificates of 0 of 1 sidecars: nodes older than Kubernetes 1.37: node (unknown)"
     )
-    for version, why in (("v1.36.9", "unlike node (v1.36.9)"), ("v1.38.0-rc.1", "the others are older")):
+    for version, why in (("v1.36.9", "1.37: node (v1.36.9)"), ("v1.38.0-rc.1", "the others are older")):
         status = {"nodeInfo": NODE_INFO | {"kubeletVersion": version}}
         await cluster.api.patch("/api/v1/nodes/node/status", {"status": status})
         assert why in (await check(cluster))["sidecar certificates"].detail

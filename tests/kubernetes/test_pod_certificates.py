@@ -102,7 +102,7 @@ async def test_new_certificates_fail_no_request(cluster: PodCluster) -> None:
         ({"serviceAccountName": "other"}, "the service account of pod {pod} is httpbin, not other"),
         (
             {"unverifiedUserAnnotations": {"xds.io/name": "admin"}},
-            "xds.io/workload knows no userAnnotations: remove them from the podCertificate volume",
+            "xds.io/workload does not support userAnnotations; remove them from the podCertificate volume",
         ),
         (
             {"key": ed25519.Ed25519PrivateKey.generate()},

@@ -352,9 +352,9 @@ class ClusterChecks:
         if not sidecars:
             raise CheckSkippedError(_NO_SIDECARS, "")
         if kept == len(sidecars):
-            return f"kubelets keep the certificates of all {kept}"
-        why = f"because {reason}" if reason else "the others are older, or excluded by settings"
-        return f"kubelets keep the certificates of {kept} of {len(sidecars)}; {why}"
+            return f"kubelets keep the certificates of all {kept} sidecars"
+        why = reason or "the others are older, or excluded by settings"
+        return f"kubelets keep the certificates of {kept} of {len(sidecars)} sidecars: {why}"
 
     async def _running_pods(self) -> list[Json]:
         """Return the running pods, which are read once."""

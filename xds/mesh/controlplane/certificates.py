@@ -218,8 +218,9 @@ class Certificates:
 
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""
-        certified = filter(None, map(self._certified_until, self._certified))
-        expiries = [*self._issuer.expiries(), *certified]
+        now = self._now()
+        self._certified = {pod: times for pod, times in self._certified.items() if now < times[1]}
+        expiries = [*self._issuer.expiries(), *(not_after for not_after, _ in self._certified.values())]
         return CertificateStats(
             issued=(self._external or self._issuer).issued,
             current=len(expiries),

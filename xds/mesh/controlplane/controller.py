@@ -121,6 +121,8 @@ class Controller:
         if not self.mesh.pod(*key):
             return "its pod is not known"
         features, with_key = self.connections.needs(key)
+        if features.pod_certificate and self.certificates.signer_expiry:
+            return "its kubelet keeps a certificate of the mesh CA, not of the signer: restart the pod"
         gets_key = with_key and not features.has_key and not self.mesh.config.sds_socket
         return (self.certificates.key_problem if gets_key else "") or self.publisher.error_of(key)
 

@@ -53,7 +53,7 @@ def read_request(pem: bytes) -> tuple[x509.CertificateSigningRequest, PublicKey]
     try:
         request = x509.load_pem_x509_csr(pem)
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise IdentityError("this is not a PEM certificate signing request") from None
     if not is_supported(key) or (isinstance(key, rsa.RSAPublicKey) and key.key_size > MAX_RSA_BITS):
         raise IdentityError(

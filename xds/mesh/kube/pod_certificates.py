@@ -85,7 +85,7 @@ class PodRequest(NamedTuple):
         """Return the signing request in PEM form; empty if it is malformed."""
         try:
             return x509.load_der_x509_csr(self.request).public_bytes(Encoding.PEM)
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             return b""
 
     def mismatch(self, pod: Json | None) -> str:
@@ -134,14 +134,18 @@ async def why_unsupported(api: KubeApi) -> str:
     # A table with the versions is 50 times smaller than the objects.
     query = {"resourceVersion": "0", "includeObject": "None"}
     table = await api.call("GET", "/api/v1/nodes", query=query, accept=_TABLE)
-    columns = [column["name"] for column in table["columnDefinitions"]]
+    columns = [column["name"] for column in table.get("columnDefinitions") or ()]
+    if not {"Name", "Version"} <= {*columns}:
+        return f"{api.server} does not send the versions of nodes as a table"
     name, version = columns.index("Name"), columns.index("Version")
     nodes = {str(row["cells"][name]): str(row["cells"][version]) for row in table.get("rows") or ()}
+    if not nodes:
+        return "the cluster has no nodes"
     old = [f"{node} ({text or 'unknown'})" for node, text in nodes.items() if not _is_supported(text)]
     if not old:
         return ""
     named, needed = join_names(sorted(old, key=natural_key), _MAX_NAMES), ".".join(map(str, MIN_KUBELET))
-    return f"podCertificate volumes need a kubelet of version {needed} on all nodes, unlike {named}"
+    return f"nodes older than Kubernetes {needed}: {named}"
 
 
 def _is_supported(version: str) -> bool:
