@@ -72,7 +72,8 @@ class Load:
     def check(self) -> None:
         """Fail if any request failed."""
         reasons = Counter(
-            f"{sent.answer.code} {sent.answer.error or sent.answer.text}" for sent in self.failures
+            f"{sent.answer.code} {sent.answer.error or sent.answer.text or sent.answer.headers}"
+            for sent in self.failures
         )
         assert not reasons, f"{len(self.failures)} of {len(self.sent)} requests failed: {dict(reasons)}"
 
