@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -38,7 +39,9 @@ NAMESPACE = "soak"
 PATIENCE = 600
 """Time limit for a restart, in seconds: a container that was killed often restarts after up to 5 minutes."""
 LOSSY = ("kill a sidecar", "kill an application")
-"""Actions that may fail requests: those that the killed process has not answered yet."""
+"""Actions that may fail requests, until the pod is no endpoint any more."""
+RECOVERY = 10.0
+"""Time that this may take, in seconds."""
 
 
 @dataclass(slots=True)
@@ -99,6 +102,8 @@ class Soak:
 
     def report(self, load: Load) -> int:
         """Print the requests and failures; return how many failures no killed process explains."""
+        if not load.sent:
+            return 0
         start = load.sent[0].began
         seconds = load.sent[-1].ended - start
         print(f"\n{len(load.sent)} requests in {seconds:.0f} s, {len(load.failures)} failed")
@@ -109,7 +114,7 @@ class Soak:
             before = [action for action in self.done if action.began <= sent.ended]
             last = before[-1] if before else Action("nothing", began=start)
             answer = sent.answer
-            unexplained += last.name not in LOSSY
+            unexplained += last.name not in LOSSY or sent.began > last.began + RECOVERY
             times = f"{sent.began - start:7.1f} s to {sent.ended - start:7.1f} s"
             after = f"{sent.ended - last.began:.1f} s after: {last.name}: {last.detail}"
             print(f"{times}: {answer.code} {answer.error or answer.text!r}, {after}")
@@ -173,19 +178,24 @@ async def soak(running: NodeCluster, seconds: float, seed: int) -> int:
 
 def main() -> int:
     """Parse the arguments and run; return an exit status: 1 if a request failed that no kill explains."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kubernetes.soak", description=main.__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=1)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kubernetes.soak", description="Run random actions on a cluster under load."
+    )
+    parser.add_argument("--minutes", type=float, default=30, help="duration (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the actions (default: %(default)s)")
     arguments = parser.parse_args()
     if reason := why_no_nodes():
         print(reason, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with NodeCluster(nodes=2) as running:
             return asyncio.run(soak(running, arguments.minutes * 60, arguments.seed))
     except (MissingError, DemoError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -155,12 +155,14 @@ async def test_drain_and_evictions_fail_no_request(cluster: PodCluster, namespac
     load = Load(client=await cluster.client(injected), url=url(namespace), connections=2, seconds=580)
     async with load:
         await load.more(20, PATIENCE)
-        await cluster.kubectl("drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", IN_TIME,
-                              timeout=PATIENCE + 10)  # fmt: skip
-        await rolled_out(cluster, namespace, "deployment/web")
-        assert {node_of(pod) for pod in await cluster.pods(namespace, "web")} == {node_of(injected)}
-        await load.more(20, PATIENCE)
-        await cluster.kubectl("uncordon", drained)
+        try:
+            await cluster.kubectl("drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", IN_TIME,
+                                  timeout=PATIENCE + 10)  # fmt: skip
+            await rolled_out(cluster, namespace, "deployment/web")
+            assert {node_of(pod) for pod in await cluster.pods(namespace, "web")} == {node_of(injected)}
+            await load.more(20, PATIENCE)
+        finally:
+            await cluster.kubectl("uncordon", drained)
         old = await cluster.pods(namespace, "web")
         for pod in old:
             await eventually(lambda pod=pod: evicted(cluster, pod), timeout=PATIENCE, every=0.2)
@@ -260,9 +262,8 @@ async def test_debug_containers_use_mutual_tls(cluster: PodCluster, namespace: s
 
     async def has_ended() -> bool:
         pod = await cluster.pod("full", injected.name)
-        [status] = pod.object["status"]["ephemeralContainerStatuses"]
-        ended = status["state"].get("terminated")
-        return bool(ended) and ended["exitCode"] == 0
+        statuses = pod.object["status"].get("ephemeralContainerStatuses", ())
+        return any(status["state"].get("terminated", {}).get("exitCode") == 0 for status in statuses)
 
     await eventually(has_ended, timeout=PATIENCE, every=0.2)
     output = await cluster.kubectl("logs", "-n", "full", injected.name, "-c", "debugger")
@@ -353,12 +354,19 @@ async def test_pods_keep_working_without_the_api_server(cluster: PodCluster, nam
     load = Load(client=client, url=url(namespace), connections=2, pause=1, seconds=580)
     async with load:
         await load.more(4, PATIENCE)
-        # Some of the new pods start while the API server is away, and others after it is back.
         await cluster.kubectl("scale", "-n", namespace, "deployment/web", "--replicas=4")
+
+        async def exist() -> bool:
+            return len(await cluster.pods(namespace, "web")) == 4
+
+        await eventually(exist, timeout=PATIENCE, every=0.1)
         cluster.stop_api_server()
-        await load.more(120, 2 * PATIENCE)  # a minute
-    # Kubernetes may report all pods as not ready before the nodes have renewed their Leases.
-    await cluster.start_api_server()
+        try:
+            await load.more(120, 2 * PATIENCE)  # a minute
+        finally:
+            # Kubernetes may report all pods as not ready before the nodes have renewed their Leases.
+            await load.stop()
+            await cluster.start_api_server()
     load.check()
     assert {sent.answer.identity for sent in load.sent} == {SLEEP}
     await rolled_out(cluster, namespace, "deployment/web", 3 * PATIENCE)

@@ -743,7 +743,7 @@ def test_ignored_parts_of_a_service_get_a_notice() -> None:
 @pytest.mark.parametrize(
     ("field", "ignored", "default", "hint"),
     [
-        ("internalTrafficPolicy", "Local", "Cluster", "excludeOutboundPorts"),
+        ("internalTrafficPolicy", "Local", "Cluster", "excludeOutboundIPRanges"),
         ("sessionAffinity", "ClientIP", "None", "consistentHash.useSourceIp"),
         ("trafficDistribution", "PreferClose", "null", "outlierDetection"),
     ],

@@ -168,9 +168,7 @@ class Certificates:
         lifetime = min(lifetime, LEAF_LIFETIME) - backdate
         return self._issuer.certify(identity, key, self._now(), lifetime, backdate)
 
-    def record_certified(
-        self, pod: PodKey, not_after: datetime, known_until: datetime | None = None
-    ) -> None:
+    def record_certified(self, pod: PodKey, not_after: datetime, known_until: datetime | None = None) -> None:
         """Remember when the certificate of a sidecar with its own key expires.
 
         After `known_until`, it is not known any more: the sidecar renews its certificate before that time,

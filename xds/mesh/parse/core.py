@@ -137,7 +137,8 @@ def service(obj: Field, meta: Meta) -> Service | CallerFact | None:
         spec["trafficDistribution"].notice("is ignored", "use a DestinationRule with outlierDetection")
     if spec["internalTrafficPolicy"].value == "Local":
         hint = (
-            "list its ports in traffic.sidecar.istio.io/excludeOutboundPorts, so that kube-proxy applies it"
+            "to let kube-proxy apply it, in plaintext, list the clusterIP in "
+            "traffic.sidecar.istio.io/excludeOutboundIPRanges of the clients"
         )
         spec["internalTrafficPolicy"].notice("is ignored: sidecars use endpoints on all nodes", hint)
     if spec["sessionAffinity"].value == "ClientIP":
