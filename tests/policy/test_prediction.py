@@ -473,7 +473,8 @@ def test_remedy_of_a_change_is_for_connections_that_get_worse():
 def test_objects_without_effect_are_named_with_the_reason():
     lost = peer("x", "STRICT", name="lost", app="nobody")
     old = policy("x", "DISABLE", "a", name="old")
-    world = mesh(pod("a", "x"), service("a", "x", HTTP), peer("x", "STRICT"), lost, old)
+    rules = [rule("x", "a.x.svc.cluster.local", "DISABLE", name=name) for name in ("first", "second")]
+    world = mesh(pod("a", "x"), service("a", "x", HTTP), peer("x", "STRICT"), lost, old, *rules)
     found = [problem.what for problem in why_ineffective(world, {lost.ref, old.ref})]
     assert [text.partition(",")[0] for text in found] == [
         "selector app=nobody matches no pod in namespace x",
