@@ -10,10 +10,13 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from xds.mesh.controlplane.certificates import POD_CERTIFICATE_BACKDATE, Certificates
+from xds.mesh.envoy.features import ALL_FEATURES
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.identity.external import read_request, signing_request
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.kube.pod_certificates import MARGIN, PodRequest, denied, issued
+from xds.mesh.model.objects import MeshConfig, Meta, Pod, Ref
+from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/web"
@@ -100,3 +103,20 @@ def test_issued_certificate_satisfies_the_api_server(lifetime: timedelta, ca_lif
 def test_denied_request_is_answered() -> None:
     read = request(status=denied("PodMismatch", "pod web-0 does not exist", NOW))
     assert (read.is_answered, read.not_after) == (True, None)
+
+
+def test_sidecars_of_all_pods_are_served_the_same_file_and_no_key() -> None:
+    authority = Authority.create(KEY, "cluster.local", NOW)
+    certificates = Certificates(authority, (), LEAF_LIFETIME, lambda: NOW)
+    features = ALL_FEATURES._replace(pod_certificate=True)
+    served = [
+        certificates.secrets_for(
+            Pod(meta=Meta(ref=Ref("Pod", "shop", name))), MeshConfig(), features, with_key=True
+        )
+        for name in ("web-0", "web-1")
+    ]
+    assert served[0] is served[1]
+    secrets = {each.name: each.body for each in served[0].values()}
+    assert secrets.keys() == {"default", "ROOTCA"}
+    assert CREDENTIAL_BUNDLE.encode() in secrets["default"]
+    assert b"PRIVATE KEY" not in secrets["default"]
