@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
@@ -17,6 +19,7 @@ from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.installing import SYSTEM
 from tests.kubernetes.kubelet import request_for
 from tests.kubernetes.player import PATIENCE, URL, uses_mutual_tls
+from tests.kubernetes.workloads import IMAGE, IN_TIME
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
@@ -131,6 +134,51 @@ async def test_roots_are_published_as_a_cluster_trust_bundle(cluster: PodCluster
     roots = await cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/configmaps/xds-ca-root-cert")
     assert bundle["spec"]["signerName"] == SIGNER
     assert bundle["spec"]["trustBundle"] == roots["data"]["root-cert.pem"]
+
+
+async def test_application_uses_the_certificates_of_the_mesh(cluster: PodCluster) -> None:
+    """The volume of docs/explanation/identity.md, in a pod without a sidecar."""
+    [volumes] = re.findall(
+        r"```yaml\n(volumes:.*?)```", Path("docs/explanation/identity.md").read_text(), re.DOTALL
+    )
+    container = {
+        "name": "app",
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        "command": ["sleep", "3600"],
+        "volumeMounts": [{"name": "certificate", "mountPath": "/certificate"}],
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "app", "namespace": "legacy", "labels": {"app": "app"}},
+        "spec": {"containers": [container], **yaml.safe_load(volumes)},
+    }
+    await cluster.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    await cluster.kubectl("wait", "-n", "legacy", "pod/app", "--for=condition=Ready", IN_TIME,
+                          timeout=PATIENCE + 10)  # fmt: skip
+    [app] = await cluster.pods("legacy", "app")
+    bundle = "/certificate/credential-bundle.pem"
+
+    async def is_answered() -> bool:
+        # A SPIFFE ID is no host name, so curl cannot verify the server.
+        command = (
+            "curl",
+            "-s",
+            "--insecure",
+            "--cert",
+            bundle,
+            "--key",
+            bundle,
+            URL.replace("http:", "https:"),
+        )
+        _, output, _ = await cluster.execute(app, "app", *command)
+        return "URI=spiffe://cluster.local/ns/legacy/sa/default" in output
+
+    await eventually(is_answered, timeout=PATIENCE, every=0.2)
+    _, roots, _ = await cluster.execute(app, "app", "cat", "/certificate/roots.pem")
+    bundle_of_cluster = await cluster.api.get(f"{GROUP}/clustertrustbundles/{TRUST_BUNDLE}")
+    assert roots.split() == bundle_of_cluster["spec"]["trustBundle"].split()
 
 
 async def requests(cluster: PodCluster) -> list[Json]:
