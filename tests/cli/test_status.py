@@ -249,6 +249,7 @@ async def test_watch_json_streams_until_the_server_stops(server: XdsServer, chan
     async with started(
         *(sys.executable, "-u", "-m", "xds", "status", "--watch", "-o", "json"),
         *("--xds-address", f"127.0.0.1:{server.port}"),
+        stderr=asyncio.subprocess.PIPE,
     ) as process:
         assert process.stdout
         assert process.stderr
@@ -269,6 +270,7 @@ async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: gr
     await synced(channel, server, "good.shop")
     async with started(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
+        stderr=asyncio.subprocess.PIPE,
     ) as process:
         assert process.stdout
         async with asyncio.timeout(3 * TIMEOUT):

@@ -105,7 +105,9 @@ async def test_json_is_the_service_response(plane: Plane):
 async def test_watch_prints_changes_until_ctrl_c(plane: Plane, output: str):
     command = ("status", "--rollout", "-w", "-o", output, "--xds-address", f"127.0.0.1:{plane.server.port}")
     lines: list[str] = []
-    async with started(sys.executable, "-u", "-m", "xds", *command) as process:
+    async with started(
+        *(sys.executable, "-u", "-m", "xds", *command), stderr=asyncio.subprocess.PIPE
+    ) as process:
 
         async def heard(part: str) -> None:
             while not lines or part not in lines[-1]:

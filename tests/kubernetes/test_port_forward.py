@@ -283,7 +283,8 @@ async def start_control_plane(cluster: PodCluster) -> str:
 
 async def dashboard_shows_the_page(config: Path, pod: str) -> None:
     async with processes.started(
-        *(sys.executable, "-m", "xds", "dashboard", "--no-browser", f"--kubeconfig={config}")
+        *(sys.executable, "-m", "xds", "dashboard", "--no-browser", f"--kubeconfig={config}"),
+        stderr=asyncio.subprocess.PIPE,
     ) as process:
         assert process.stdout
         assert process.stderr
@@ -300,8 +301,8 @@ async def dashboard_shows_the_page(config: Path, pod: str) -> None:
 
 
 async def watch_sees_changes_until_the_pod_ends(cluster: PodCluster, config: Path, pod: str) -> None:
-    command = ("reach", "--to=web.shop", "--watch", f"--kubeconfig={config}")
-    async with processes.started(sys.executable, "-m", "xds", *command) as process:
+    command = (sys.executable, "-m", "xds", "reach", "--to=web.shop", "--watch", f"--kubeconfig={config}")
+    async with processes.started(*command, stderr=asyncio.subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
         await reads(process.stdout, b"plaintext")

@@ -56,7 +56,7 @@ _CONTAINER = {
     "ports": [{"containerPort": PORT}],
     "readinessProbe": {"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1, "timeoutSeconds": 5},
     # The server finishes its requests when asked to end: not before clients have stopped sending new ones.
-    "lifecycle": {"preStop": {"sleep": {"seconds": 6}}},
+    "lifecycle": {"preStop": {"sleep": {"seconds": 10}}},
     "securityContext": {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},

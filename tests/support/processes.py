@@ -11,8 +11,8 @@ from typing import Any
 
 @asynccontextmanager
 async def started(*argv: object, **options: Any) -> AsyncIterator[Process]:
-    """Start a program with pipes for its output. It is killed at the end, if it still runs."""
-    options = {"stdout": PIPE, "stderr": PIPE} | options
+    """Start a program with a pipe for its output. It is killed at the end, if it still runs."""
+    options = {"stdout": PIPE} | options
     process = await asyncio.create_subprocess_exec(*map(str, argv), **options)
     try:
         yield process
@@ -24,7 +24,8 @@ async def started(*argv: object, **options: Any) -> AsyncIterator[Process]:
 
 async def run(*argv: object, stdin: str = "", timeout: float = 250, **options: Any) -> tuple[int, str, str]:
     """Run a program to its end. Return its exit status, output and errors."""
-    async with started(*argv, stdin=PIPE, **options) as process, asyncio.timeout(timeout):
+    options = {"stdin": PIPE, "stderr": PIPE} | options
+    async with started(*argv, **options) as process, asyncio.timeout(timeout):
         output, errors = await process.communicate(stdin.encode())
     assert process.returncode is not None
     return process.returncode, output.decode(), (errors or b"").decode()
