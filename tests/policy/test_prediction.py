@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.golden.cases import CASES, extended, load
 from tests.policy.meshes import facts, meshes
 from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, policy, rule, service, slices
-from tests.support.predictions import predict, predicted, results
+from tests.support.predictions import predict, results, results_after
 from xds.demo.play import STEPS
 from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
@@ -116,7 +116,7 @@ def test_plan_leads_from_the_results_before_to_those_after(
     after = before.apply(Change(applied=tuple(changed), removed=tuple(removed)))
     check(before, after)
     found = results(after)
-    expected = predicted(predict_change(before, after), results(before), found)
+    expected = results_after(predict_change(before, after), results(before), found)
     assert expected == {call: found[call] for call in expected}
 
 

@@ -26,7 +26,7 @@ from tests.support.envoy import drained, run_options
 from tests.support.exchange import HTTP1, HTTP2, TCP
 from tests.support.manifests import Manifest, peer_authentication
 from tests.support.mesh import Mesh
-from tests.support.predictions import At, Call, Results, results
+from tests.support.predictions import At, Call, Results, results, results_after
 from tests.support.tcp import LineApp
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.mesh import Mesh as Facts
@@ -118,7 +118,7 @@ async def test_real_traffic_of_golden_cases_is_as_predicted(cases: list[Path], t
             assert not wrong, f"{state.name}: {wrong}"
             measured.append((state, facts, real))
     for (one, before, old), (other, after, new) in permutations(measured, 2):
-        expected = predicted(predict_change(before, after), old, new)
+        expected = results_after(predict_change(before, after), old, new)
         assert expected == {call: new[call] for call in expected}, f"{one.name} -> {other.name}"
 
 

@@ -11,7 +11,7 @@ import yaml
 from tests.support.apps import Httpbin
 from tests.support.local import RECONNECTED, LocalMesh, LocalPod
 from tests.support.manifests import Manifest
-from tests.support.predictions import At, Call, Results, predicted, results
+from tests.support.predictions import At, Call, Results, results, results_after
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.policy.prediction import predict_change
 from xds.mesh.policy.reach import Result
@@ -117,7 +117,7 @@ class Page:
         assert real == {call: results(facts)[call] for call in real}
         if self._last:
             before, old = self._last
-            assert predicted(predict_change(before, facts), old, real) == real
+            assert results_after(predict_change(before, facts), old, real) == real
         self._last = facts, real
         return seen
 

@@ -51,7 +51,7 @@ def results(mesh: Mesh) -> Results:
     return found
 
 
-def predicted(prediction: Prediction, before: Results, after: Results) -> Results:
+def results_after(prediction: Prediction, before: Results, after: Results) -> Results:
     """Return the results before a change, with the changes that are predicted.
 
     Leaves out calls that are possible only before or only after the change. `after` says which are possible,
