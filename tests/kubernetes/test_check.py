@@ -508,7 +508,8 @@ async def test_permissions_to_install_name_what_the_caller_lacks(cluster: Cluste
         found = await run_checks(ClusterChecks(api, SYSTEM).before_installation())
     [finding] = [finding for finding in found if finding.name == "permissions to install"]
     assert finding.result is CheckResult.FAIL
-    assert finding.detail.startswith("you lack create ")
+    assert finding.detail.startswith("you lack ")
+    assert ", create clusterroles.rbac.authorization.k8s.io and " in finding.detail
 
 
 # --- the command ---
