@@ -59,7 +59,11 @@ async def own_cluster() -> AsyncIterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def skip_without_nodes() -> None:
-    """Skip on a machine that cannot run nodes. All tests with it run in one worker: nodes need much CPU."""
+    """Skip on a machine that cannot run nodes.
+
+    Tests that start a cluster for themselves run in one worker, because nodes need much CPU. Files whose
+    tests share one run in a worker each.
+    """
     _skip_without_programs()
     if reason := why_no_nodes():
         _lack(reason)

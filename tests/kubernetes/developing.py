@@ -7,6 +7,8 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.compose.environment import MissingError
@@ -15,6 +17,7 @@ from tests.kubernetes.environment.node import NodeCluster, why_no_nodes
 from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.installing import install
 from xds.demo.processes import DemoError
+from xds.mesh.kube.api import Json
 
 KUBECONFIG = ROOT / ".cache/cluster.kubeconfig"
 SAMPLES = ROOT / "examples/envoy/kubernetes/samples"
@@ -30,6 +33,25 @@ xds dashboard
 
 Ctrl-C ends the cluster.
 """
+
+
+@asynccontextmanager
+async def with_mesh(running: NodeCluster, policy: Json | None = None) -> AsyncIterator[PodCluster]:
+    """Yield a cluster with the control plane and the workloads of the Istio task, which are deployed once.
+
+    Prints the logs of the API server at the end, which pytest shows if the test failed.
+
+    Args:
+        running: the cluster.
+        policy: an object to apply after that.
+    """
+    async with PodCluster(running) as cluster:
+        if "full" not in await cluster.kubectl("get", "namespaces", "-o", "name"):
+            await deployed(cluster)
+            if policy:
+                await cluster.kubectl("apply", "-f", "-", stdin=json.dumps(policy))
+        yield cluster
+        print(cluster.control_plane.logs())
 
 
 async def deployed(cluster: PodCluster) -> None:

@@ -13,7 +13,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from tests.kubernetes.developing import deployed
+from tests.kubernetes.developing import with_mesh
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.installing import SYSTEM
@@ -30,7 +30,6 @@ pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
 
 GROUP = "/apis/certificates.k8s.io/v1"
 REQUESTS = f"{GROUP}/namespaces/full/podcertificaterequests"
-STRICT = json.dumps(peer_authentication("full", "STRICT"))
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +41,8 @@ def nodes(skip_without_nodes: None) -> Iterator[NodeCluster]:
 @pytest.fixture
 async def cluster(nodes: NodeCluster) -> AsyncIterator[PodCluster]:
     """The cluster of this file, with the mesh of `make cluster`, STRICT in namespace full."""
-    async with PodCluster(nodes) as cluster:
-        if "full" not in await cluster.kubectl("get", "namespaces", "-o", "name"):
-            await deployed(cluster)
-            await cluster.kubectl("apply", "-f", "-", stdin=STRICT)
+    async with with_mesh(nodes, peer_authentication("full", "STRICT")) as cluster:
         yield cluster
-        print(cluster.control_plane.logs())
 
 
 async def test_envoy_uses_the_certificate_that_the_kubelet_keeps(cluster: PodCluster) -> None:

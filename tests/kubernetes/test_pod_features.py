@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.kubernetes.developing import deployed
+from tests.kubernetes.developing import with_mesh
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.player import PATIENCE
@@ -57,11 +57,8 @@ def nodes(skip_without_nodes: None) -> Iterator[NodeCluster]:
 @pytest.fixture
 async def cluster(nodes: NodeCluster) -> AsyncIterator[PodCluster]:
     """The cluster of this file, with two nodes and the mesh of `make cluster`."""
-    async with PodCluster(nodes) as cluster:
-        if "full" not in await cluster.kubectl("get", "namespaces", "-o", "name"):
-            await deployed(cluster)
+    async with with_mesh(nodes) as cluster:
         yield cluster
-        print(cluster.control_plane.logs())
 
 
 @pytest.fixture

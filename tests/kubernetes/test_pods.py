@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.kubernetes.developing import deployed
+from tests.kubernetes.developing import with_mesh
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.player import CAREFUL, PATIENCE, URL, uses_mutual_tls
@@ -19,7 +19,6 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
 
-STRICT = json.dumps(peer_authentication("full", "STRICT"))
 JOB = f"""
 apiVersion: batch/v1
 kind: CronJob
@@ -96,12 +95,8 @@ def nodes(skip_without_nodes: None) -> Iterator[NodeCluster]:
 @pytest.fixture
 async def cluster(nodes: NodeCluster) -> AsyncIterator[PodCluster]:
     """The cluster of this file, with the mesh of `make cluster`, STRICT in namespace full."""
-    async with PodCluster(nodes) as cluster:
-        if "full" not in await cluster.kubectl("get", "namespaces", "-o", "name"):
-            await deployed(cluster)
-            await cluster.kubectl("apply", "-f", "-", stdin=STRICT)
+    async with with_mesh(nodes, peer_authentication("full", "STRICT")) as cluster:
         yield cluster
-        print(cluster.control_plane.logs())
 
 
 async def test_init_containers_use_the_mesh_and_jobs_complete(cluster: PodCluster) -> None:

@@ -347,12 +347,12 @@ class ClusterChecks:
 
     async def _pod_certificates(self) -> str:
         sidecars = [pod for pod in await self._running_pods() if _sidecar_image(pod)]
-        kept = sum(has_pod_certificate(pod) for pod in sidecars)
-        reason = await pod_certificates.why_unsupported(self._api)
         if not sidecars:
             raise CheckSkippedError(_NO_SIDECARS, "")
+        kept = sum(has_pod_certificate(pod) for pod in sidecars)
         if kept == len(sidecars):
             return f"kubelets keep the certificates of all {kept} sidecars"
+        reason = await pod_certificates.why_unsupported(self._api)
         why = reason or "the others are older, or excluded by settings"
         return f"kubelets keep the certificates of {kept} of {len(sidecars)} sidecars: {why}"
 
