@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import mesh, meta, pod, policy, service
+from tests.policy.world import mesh, meta, pod, policy, service, slices
 from xds.mesh.model.objects import Mode, Protocol, ServicePort, TargetSelector, UnknownService
 from xds.mesh.policy.mtls import effective_mode
 
@@ -46,6 +46,16 @@ def test_a_service_port_gets(name, namespace, number, expected, because):
     world = mesh(*POLICIES, server, service(name, namespace, port(80, "http"), port(90)))
     found = effective_mode(world, server, number)
     assert (found.mode, found.decided_by.name) == (expected, because)
+
+
+def test_policy_applies_to_pods_that_no_endpoint_slice_lists():
+    leaving, other = pod("b", "ns"), pod("b-2", "ns", app="b")
+    of = service("b", "ns", port(80))
+    world = mesh(
+        leaving, other, of, slices(of, other.address, port=80, name=""), policy("ns", "STRICT", "b", name="b")
+    )
+    assert effective_mode(world, leaving, 80).mode is Mode.STRICT
+    assert effective_mode(world, other, 80).mode is Mode.STRICT
 
 
 def test_port_policy_beats_older_service_policy():

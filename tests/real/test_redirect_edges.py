@@ -13,7 +13,7 @@ from tests.support import manifests
 from tests.support.apps import EchoApp
 from tests.support.cluster import Cluster
 from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, SERVER_FIRST, TCP, exchange
-from tests.support.manifests import Manifest, peer_authentication
+from tests.support.manifests import Manifest, peer_authentication, policy
 from tests.support.mesh import Mesh
 from tests.support.wire import Wire
 from xds.mesh.sidecar.rules import RedirectConfig
@@ -42,17 +42,23 @@ def listed(
     written = manifests.service(name, "listed", ports, address=service.address)
     del written["spec"]["selector"]
     yield written
-    yield {
+    yield endpoint_slice(name, "listed", ports, mesh[pod].address, ready=ready)
+
+
+def endpoint_slice(
+    name: str, namespace: str, ports: dict[str, tuple[int, int]], address: str, **conditions: bool
+) -> Manifest:
+    return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
             "name": f"{name}-1",
-            "namespace": "listed",
+            "namespace": namespace,
             "labels": {"kubernetes.io/service-name": name},
         },
         "addressType": "IPv4",
         "ports": [{"name": key, "port": target} for key, (_, target) in ports.items()],
-        "endpoints": [{"addresses": [mesh[pod].address], "conditions": {"ready": ready}}],
+        "endpoints": [{"addresses": [address], "conditions": conditions}],
     }
 
 
@@ -244,3 +250,25 @@ class TestUnknownDestination:
             for what, port in TRAFFIC:
                 seen = await mesh.exchange(what, OPEN, "web.strict", port)
                 assert (seen.how, seen.pod) == (MTLS, STRICT), seen
+
+
+async def test_terminating_pod_keeps_its_ports_and_its_policy(mesh):
+    """A terminating pod is in no EndpointSlice that counts, and still serves the connections that it has."""
+    ports = {"http-web": (80, 8080)}
+    pod = mesh.pod("web", "leaving")
+    mesh.service("web", "leaving", ports)
+    await mesh.serve(pod, http=(8080,))
+    mesh.apply(
+        policy("web", "leaving", "STRICT", "web"),
+        endpoint_slice("web", "leaving", ports, pod.address, ready=True),
+    )
+    await mesh.start()
+    (inbound,) = await mesh.sidecar(pod).admin.config("ListenersConfigDump")
+
+    mesh.apply(
+        endpoint_slice("web", "leaving", ports, pod.address, ready=False, serving=True, terminating=True)
+    )
+    await mesh.settled()
+
+    assert await mesh.sidecar(pod).admin.config("ListenersConfigDump") == [inbound], "nothing is drained"
+    assert (await mesh.exchange(HTTP1, OUTSIDER, pod.address, 8080)).how == FAILS

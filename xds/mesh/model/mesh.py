@@ -503,13 +503,7 @@ class Mesh:
         return tuple(sorted(self._exposures(pod), key=precedence))
 
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
-        facts = self.in_namespace(pod.namespace)
-        # Selectors choose no workload that a ServiceEntry lists.
-        for service in facts.selecting(pod.meta.labels) if pod.is_entry or not pod.is_outside else ():
-            if pod.is_entry or service.name not in facts.endpoints:
-                for port in service.ports:
-                    if (target := target_port(port, pod)) is not None:
-                        yield Exposure(service, port, target)
+        found: set[ServiceKey] = set()
         names: tuple[str | Ref, ...] = (pod.ref, *addresses_of(pod))
         for namespace, name in dict.fromkeys(key for item in names for key in self._listings.of(item)):
             # A Service can list pods of other namespaces, but its policies must not apply to them.
@@ -517,7 +511,16 @@ class Mesh:
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
+                            found.add(listing.key)
                             yield Exposure(listing, port, endpoint.port)
+        if pod.is_outside and not pod.is_entry:
+            return  # Selectors choose no workload that a ServiceEntry lists.
+        for service in self.in_namespace(pod.namespace).selecting(pod.meta.labels):
+            # EndpointSlices do not list a terminating pod, but its connections last until they are drained.
+            if service.key not in found:
+                for port in service.ports:
+                    if (target := target_port(port, pod)) is not None:
+                        yield Exposure(service, port, target)
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
         """Return the service port that a pod's port belongs to: the first of the oldest service."""
