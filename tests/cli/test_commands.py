@@ -41,6 +41,7 @@ def test_reach_groups_clients_and_endpoints(folder: Path) -> None:
             "outcome": outcome,
             "reason": reason,
             "decidedBy": ["MeshPolicy default"],
+            "conditions": [],
             "endpointNames": [],
             "outside": "",
             "pods": [],
@@ -61,6 +62,7 @@ def test_reach_expand_prints_every_connection(folder: Path) -> None:
             "outcome": "mtls",
             "reason": "auto-mtls",
             "decidedBy": ["MeshPolicy default"],
+            "conditions": [],
         }
     ]
     assert len(run_json("reach", "--manifests", folder, "-o", "json", "--expand")) == 4

@@ -111,11 +111,13 @@ def test_json_contains_answers_before_and_after(folder: Path) -> None:
                 "outcome": "plaintext",
                 "reason": "client-without-sidecar",
                 "decidedBy": ["MeshPolicy default"],
+                "conditions": [],
             },
             "after": {
                 "outcome": "fails",
                 "reason": "server-requires-mtls",
                 "decidedBy": ["PeerAuthentication shop/default"],
+                "conditions": [],
             },
             "remedy": "add a sidecar to outsider (zoo/default), or use PERMISSIVE in PeerAuthentication "
             "shop/default until then",

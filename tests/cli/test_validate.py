@@ -400,7 +400,10 @@ def test_misspelled_policy_cannot_be_ignored(policies: Path) -> None:
         ("endpoints", "Endpoints is always read"),
         ("apps/Deployment", "Deployment is always read"),
         ("Ingress", "Ingress is always read"),
-        ("authorizationpolicies.security.istio.io", "AuthorizationPolicy is security that is not enforced"),
+        (
+            "requestauthentications.security.istio.io",
+            "RequestAuthentication is security that is not enforced",
+        ),
     ],
 )
 def test_kinds_that_answers_depend_on_cannot_be_ignored(policies: Path, name: str, reason: str) -> None:

@@ -14,15 +14,18 @@ from envoy_data_plane.envoy.extensions.filters.http.buffer import v3 as buffer
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
 from envoy_data_plane.envoy.extensions.filters.http.health_check import v3 as health_check
 from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
+from envoy_data_plane.envoy.extensions.filters.http.rbac import v3 as http_rbac
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state import v3 as http_filter_state
 from envoy_data_plane.envoy.extensions.filters.listener.http_inspector import v3 as http_inspector
 from envoy_data_plane.envoy.extensions.filters.listener.original_dst import v3 as original_dst
 from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector import v3 as tls_inspector
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
+from envoy_data_plane.envoy.extensions.filters.network.rbac import v3 as network_rbac
 from envoy_data_plane.envoy.extensions.filters.network.set_filter_state import v3 as network_filter_state
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy import v3 as tcp_proxy
 from envoy_data_plane.envoy.extensions.formatter.file_content import v3 as file_content
+from envoy_data_plane.envoy.extensions.path.match.uri_template import v3 as uri_template
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
 from envoy_data_plane.envoy.extensions.transport_sockets.internal_upstream import v3 as internal_upstream
 from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer import v3 as raw_buffer
@@ -61,6 +64,9 @@ SERVED_TYPES = [
     router.Router,
     status.ClientConfig,
     tcp_proxy.TcpProxy,
+    http_rbac.Rbac,
+    network_rbac.Rbac,
+    uri_template.UriTemplateMatchConfig,
     tls.DownstreamTlsContext,
     tls.Secret,
     tls.UpstreamTlsContext,

@@ -31,6 +31,8 @@ def base(kind: str, path: str) -> dict[str, Any]:
     """Return the fields that the object needs besides the field, with other values than the example."""
     if kind == "PeerAuthentication":
         return {"selector": {"matchLabels": {"x": "y"}}}
+    if kind == "AuthorizationPolicy":
+        return {"rules": [{}]} if path == "action" else {}
     found: dict[str, Any] = {"host": "web", "trafficPolicy": {}} if kind == "DestinationRule" else {}
     policy = found.get("trafficPolicy", found)
     if path.startswith("subsets[].") and not path.endswith("name"):
@@ -75,17 +77,17 @@ def put(document: dict[str, Any], path: str, value: Any) -> None:
     document[last.removesuffix("[]")] = [value] if last.endswith("[]") else value
 
 
-def read(kind: str, document: dict[str, Any]) -> tuple[Any, tuple[Problem, ...]]:
-    """Return what is read from a document, and the problems."""
+def read(kind: str, document: dict[str, Any]) -> tuple[Any, tuple[Problem, ...], bool]:
+    """Return what is read from a document, the problems, and whether they reject it."""
     if kind == "MeshConfig":
         config, problems = mesh_config(document, dotted)
-        return config, tuple(problems)
-    group = {"DestinationRule": "networking", "PeerAuthentication": "security"}[kind]
+        return config, tuple(problems), any(not problem.notice for problem in problems)
+    group = "networking" if kind == "DestinationRule" else "security"
     meta = {"name": "x", "namespace": "shop"}
     whole = {"apiVersion": f"{group}.istio.io/v1", "kind": kind, "metadata": meta, "spec": document}
     parsed: Parsed
     [parsed] = parse(whole, dotted)
-    return parsed.fact, parsed.problems
+    return parsed.fact, parsed.problems, parsed.refused
 
 
 class Row(NamedTuple):
@@ -108,12 +110,12 @@ def verdict(row: Row) -> str:
     parent(before, row.path)
     after = copy.deepcopy(before)
     put(after, row.path, yaml.safe_load(row.example))
-    known, already = read(row.kind, before)
-    fact, problems = read(row.kind, after)
+    known, already, _ = read(row.kind, before)
+    fact, problems, rejected = read(row.kind, after)
     new = [problem for problem in problems if problem not in already]
     if any(not problem.notice for problem in new):
-        assert row.path.replace("[]", "[0]") in str(new[0])
-        return "rejected"
+        assert row.path.removesuffix("[]").replace("[]", "[0]") in str(new[0])
+        return "rejected" if rejected else "unenforced"
     if fact != known:
         assert not new, new
         return "supported"
@@ -136,7 +138,9 @@ def test_field_gets_its_verdict(row: Row) -> None:
     assert verdict(row) == row.verdict
 
 
-@pytest.mark.parametrize("kind", ["DestinationRule", "PeerAuthentication", "MeshConfig"])
+@pytest.mark.parametrize(
+    "kind", ["DestinationRule", "PeerAuthentication", "AuthorizationPolicy", "MeshConfig"]
+)
 def test_every_field_that_is_known_has_a_row(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser names the fields that it knows for each mapping that it reads."""
     known: set[str] = set()

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from tests.policy.world import HTTP, ROOT, mesh, peer, pod, policy, rule, service
+from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service
 from xds.codec import message_class
 from xds.mesh.envoy import translate
 from xds.mesh.envoy.endpoints import LoadTarget, assignment
+from xds.mesh.envoy.inbound import NAME as VIRTUAL_INBOUND
 from xds.mesh.envoy.service import _Builder
+from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
 from xds.mesh.model.memory import MAX_UNUSED
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact
+from xds.mesh.model.objects import AuthorizationPolicy, Change, Fact
 from xds.mesh.model.traffic import ConnectionPool, TrafficPolicy
 from xds.mesh.policy import mtls
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, TYPE_PREFIX, Snapshot
 
 NAMESPACES = ("a", "b", "c")
 APPS = ("x", "y", "z", "w")
@@ -26,6 +28,16 @@ PODS = [pod(f"{app}-{n}", ns, app=app) for ns in NAMESPACES for app in APPS for 
 SERVICES = [service(app, ns, HTTP) for ns in NAMESPACES for app in APPS]
 FIRST = PODS[0]
 MOVED = replace(FIRST, address="10.9.9.9")
+
+
+def guard(namespace: str, name: str = "new", **selector: str) -> AuthorizationPolicy:
+    """A policy that denies everything."""
+    return AuthorizationPolicy(
+        meta=meta("AuthorizationPolicy", namespace, name),
+        action=Action.DENY,
+        selector=selector,
+        rules=(Rule(),),
+    )
 
 
 @pytest.fixture
@@ -103,6 +115,63 @@ def test_change_repeats_only_the_work_it_affects(work: Counter[str], what: str) 
     work.clear()
     snapshots(after)
     assert work == expected
+
+
+GUARDED = guard("a", "old", app="none"), guard(ROOT, "old", app="none")
+POLICIES: dict[str, tuple[tuple[Fact, ...], Fact, int]] = {
+    # The policies before, the new one, and the number of pods that it changes.
+    "first of a namespace": ((), guard("a", app="x"), 3),
+    "first of the root namespace": ((), guard(ROOT, app="x"), 9),
+    "another one for a workload": (GUARDED, guard("a", app="x"), 3),
+    "another one for a namespace": (GUARDED, guard("a"), 12),
+    "another one for a workload of the mesh": (GUARDED, guard(ROOT, app="x"), 9),
+    "another one for the mesh": (GUARDED, guard(ROOT), len(PODS)),
+    "another one for no pod": (GUARDED, guard("a", app="nothing"), 0),
+    "other rules": ((guard("a", app="x"),), replace(guard("a", app="x"), rules=()), 3),
+    "another selector": ((guard("a", app="x"),), guard("a", app="y"), 6),
+}
+
+
+@pytest.mark.parametrize(("existing", "new", "pods"), POLICIES.values(), ids=POLICIES)
+def test_authorization_policy_translates_only_the_pods_it_selects(
+    work: Counter[str], existing: tuple[Fact, ...], new: Fact, pods: int
+) -> None:
+    before = mesh(*PODS, *SERVICES, *existing)
+    snapshots(before)
+    work.clear()
+    after = before.apply(Change(applied=(new,)))
+    snapshots(after)
+    assert work == Counter(decisions=work["decisions"], pods=pods)
+    if new.ref not in {fact.ref for fact in existing}:
+        work.clear()
+        snapshots(after.apply(Change(removed=(new.ref,))))
+        assert work == Counter(decisions=work["decisions"], pods=pods)
+
+
+def test_rules_for_http_change_no_listener() -> None:
+    """Envoy would drain the connections of a listener that changes."""
+
+    def rules(*methods: str) -> AuthorizationPolicy:
+        values = tuple(Pattern.parse(method) for method in methods)
+        on_http = Rule(operations=((Condition(Attribute.METHOD, values),),))
+        return replace(guard("a", app="x"), action=Action.ALLOW, rules=(on_http,))
+
+    get, put = (
+        snapshots(mesh(*PODS, *SERVICES, guard("a", "old", app="none"), rules(method)))
+        for method in ("GET", "PUT")
+    )
+    none = snapshots(mesh(*PODS, *SERVICES))
+    for name in (f"a/{FIRST.name}", "a/y-1"):
+        assert get[name].of(LISTENER).version == put[name].of(LISTENER).version
+    assert get["a/y-1"].of(LISTENER).version == none["a/y-1"].of(LISTENER).version
+    assert (
+        get[f"a/{FIRST.name}"].of(EXTENSION_CONFIG).version
+        != put[f"a/{FIRST.name}"].of(EXTENSION_CONFIG).version
+    )
+    assert get["a/y-1"].of(EXTENSION_CONFIG).version == put["a/y-1"].of(EXTENSION_CONFIG).version
+    found = [each[name].of(LISTENER)[VIRTUAL_INBOUND] for each in (get, put) for name in ("a/x-1", "a/x-2")]
+    assert len({id(resource.body) for resource in found}) == 1
+    assert get["b/x-1"].of(EXTENSION_CONFIG).version == none["a/y-1"].of(EXTENSION_CONFIG).version
 
 
 def test_unchanged_sets_stay_the_same_objects() -> None:

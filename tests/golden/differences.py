@@ -27,7 +27,13 @@ Tree: TypeAlias = Any
 Pods: TypeAlias = dict[str, dict[str, list[Tree]]]
 """The resources of pods, by the pod's name and the type."""
 
-RESOURCES = {"clusters": "name", "load_assignments": "cluster_name", "listeners": "name", "routes": "name"}
+RESOURCES = {
+    "clusters": "name",
+    "load_assignments": "cluster_name",
+    "listeners": "name",
+    "routes": "name",
+    "extensions": "name",
+}
 """The types of resources, and the field of the name. Resources are sorted by name."""
 NAMED = RESOURCES | {
     "endpoints": "",

@@ -29,9 +29,15 @@ from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.policy.explain import explain
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE
 
-TYPE_URLS = {"clusters": CLUSTER, "load_assignments": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}
+TYPE_URLS = {
+    "clusters": CLUSTER,
+    "load_assignments": ENDPOINT,
+    "listeners": LISTENER,
+    "routes": ROUTE,
+    "extensions": EXTENSION_CONFIG,
+}
 TEXTS = ("reach.txt", "explain.txt")
 INPUTS = {"in.yaml", "mesh.yaml", "set.txt", "extends.txt"}
 OUTPUTS = {"out.yaml", *TEXTS}
@@ -81,6 +87,7 @@ def translated(mesh: Mesh) -> Pods:
                 key=lambda resource: str(resource[RESOURCES[kind]]),
             )
             for kind, type_url in TYPE_URLS.items()
+            if type_url in snapshot.types
         }
         for name, snapshot in sorted(snapshots.items())
     }

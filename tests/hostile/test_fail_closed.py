@@ -455,7 +455,7 @@ async def test_kinds_that_become_unreadable_keep_their_policies(
 
 DENY = """
 apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
+kind: RequestAuthentication
 metadata: {name: deny-all, namespace: shop-1}
 spec: {}
 """
@@ -467,13 +467,13 @@ async def test_unenforced_kinds_are_warnings_at_every_start(server: FakeApiServe
     manifests.mkdir()
     place(manifests / "pods.yaml", tenant(1))
     place(manifests / "deny.yaml", DENY)
-    server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
-    await server.put("authorizationpolicies", yaml.safe_load(DENY), "security.istio.io")
+    server.add("security.istio.io", "v1", "requestauthentications", "RequestAuthentication")
+    await server.put("requestauthentications", yaml.safe_load(DENY), "security.istio.io")
     cluster = (*KUBERNETES, server.kubeconfig())
     for options in (("--manifests", manifests), ("--manifests", manifests), cluster):
         async with ControlPlane(tmp_path, *options) as serving:
             await serving.wait_ready(200)
-            words = ("level=warning", "AuthorizationPolicy shop-1/deny-all", NOT_ENFORCED)
+            words = ("level=warning", "RequestAuthentication shop-1/deny-all", NOT_ENFORCED)
             await eventually(lambda: serving.logged(*words), timeout=TIMEOUT)  # noqa: B023
             _, metrics = await serving.get("/metrics")
-            assert 'xds_unenforced_objects{kind="AuthorizationPolicy"} 1.0' in metrics
+            assert 'xds_unenforced_objects{kind="RequestAuthentication"} 1.0' in metrics

@@ -72,9 +72,13 @@ def test_plurals_are_those_of_kubernetes() -> None:
     assert plurals["Ingress"] == "ingresses"
 
 
-def test_every_policy_decides_modes() -> None:
-    """`xds wait` and conditions know no other policies: `object_progress.py` and `conflicts.py`."""
-    assert {*TRAFFIC_KINDS} - {*POLICY_KINDS} == {"DestinationRule"}
+def test_policies_that_decide_no_modes_are_known() -> None:
+    """`xds wait` and conditions know these policies: `object_progress.py` and `conflicts.py`.
+
+    For those that decide no modes, `xds wait` looks at the sources of resources. DestinationRules override
+    each other, and AuthorizationPolicies override nothing.
+    """
+    assert {*TRAFFIC_KINDS} - {*POLICY_KINDS} == {"DestinationRule", "AuthorizationPolicy"}
 
 
 @pytest.mark.parametrize("name", TRAFFIC_KINDS)

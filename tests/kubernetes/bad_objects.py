@@ -10,9 +10,12 @@ from typing import Any, TypeAlias
 SYSTEM, SHOP, EVIL = "istio-system", "shop", "evil"
 
 PEER = "security.istio.io/v1beta1 PeerAuthentication"
+AUTHORIZATION = "security.istio.io/v1beta1 AuthorizationPolicy"
 RULE = "networking.istio.io/v1beta1 DestinationRule"
 POLICY = "authentication.istio.io/v1alpha1 Policy"
 MESH_POLICY = "authentication.istio.io/v1alpha1 MeshPolicy"
+WEB = "selector: {matchLabels: {app: web}}"
+ONLY_CLIENT = f"{{{WEB}, rules: [{{from: [{{source: {{principals: [cluster.local/ns/shop/sa/client]}}}}]}}]}}"
 STRICT = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}"
 
 
@@ -50,6 +53,9 @@ POLICY_SHOP = (POLICY, SHOP, "default", "{peers: [{mtls: {}}]}")
 POLICY_EVIL = (POLICY, EVIL, "default", "{peers: [{mtls: {}}]}")
 POLICY_WEB = (POLICY, SHOP, "closed", "{targets: [{name: web}], peers: [{mtls: {}}]}")
 STRICT_MESH = (MESH_POLICY, "", "default", "{peers: [{mtls: {}}]}")
+DENY_SHOP = (AUTHORIZATION, SHOP, "web", "{action: DENY, rules: [{}]}")
+DENY_WEB = (AUTHORIZATION, SHOP, "web", f"{{{WEB}, action: DENY, rules: [{{}}]}}")
+"""The name of a policy is a part of the names of its rules."""
 RULE_WEB = (RULE, SHOP, "closed", "{host: web, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}")
 RULE_ALL = (RULE, SHOP, "closed", '{host: "*", trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}')
 RULE_TIME = (RULE, SHOP, "closed", "{host: web}")
@@ -110,6 +116,71 @@ REFUSED = [
     ),
     Case("nesting that has no end", PEER, "{mtls: ENDLESS}", "must be", STRICT),
     Case("a field nested without end that nobody knows", PEER, "{x: ENDLESS}", "not a known field", STRICT),
+    # AuthorizationPolicy
+    Case(
+        "a misspelled action",
+        AUTHORIZATION,
+        f"{{{WEB}, action: DENNY, rules: [{{}}]}}",
+        "did you mean DENY?",
+        ONLY_CLIENT,
+        closed=DENY_WEB,
+    ),
+    Case(
+        "a list of clients without a value",
+        AUTHORIZATION,
+        f"{{{WEB}, rules: [{{from: [{{source: {{principals: }}}}]}}]}}",
+        "source.principals must have an item",
+        ONLY_CLIENT,
+        closed=DENY_WEB,
+    ),
+    Case(
+        "a misspelled selector",
+        AUTHORIZATION,
+        "{selectors: {matchLabels: {app: web}}, action: DENY, rules: [{}]}",
+        "did you mean selector?",
+        ONLY_CLIENT,
+        closed=DENY_SHOP,
+    ),
+    Case(
+        "a slash in a namespace of clients",
+        AUTHORIZATION,
+        f"{{{WEB}, rules: [{{from: [{{source: {{namespaces: [shop/sa/client]}}}}]}}]}}",
+        "source.namespaces[0]",
+        ONLY_CLIENT,
+        closed=DENY_WEB,
+    ),
+    Case(
+        "a template that would terminate Envoy",
+        AUTHORIZATION,
+        f'{{{WEB}, rules: [{{to: [{{operation: {{paths: ["/a//{{*}}"]}}}}]}}]}}',
+        "is not a path template",
+        ONLY_CLIENT,
+        closed=DENY_WEB,
+    ),
+    Case(
+        "a key of 300 kilobytes",
+        AUTHORIZATION,
+        lambda: {"rules": [{"when": [{"key": f"request.auth.claims{'[a]' * 100_000}x", "values": ["a"]}]}]},
+        "is not a known key",
+        ONLY_CLIENT,
+        closed=DENY_SHOP,
+    ),
+    Case(
+        "too many rules",
+        AUTHORIZATION,
+        lambda: {"rules": [{}] * 100_000},
+        "must have at most 512 items, not 100000",
+        ONLY_CLIENT,
+        closed=DENY_SHOP,
+    ),
+    Case(
+        "clients nested without end",
+        AUTHORIZATION,
+        "{rules: [{from: [{source: {principals: ENDLESS}}]}]}",
+        "source.principals must be a list",
+        ONLY_CLIENT,
+        closed=DENY_SHOP,
+    ),
     # Policy, MeshPolicy
     Case(
         "peers that are a mapping",
@@ -247,6 +318,12 @@ HARMLESS = [
         namespace=SYSTEM,
     ),
     Case("a policy of another namespace", PEER, "{mtls: {mode: DISABLE}}", namespace=EVIL),
+    Case(
+        "an authorization of another namespace",
+        AUTHORIZATION,
+        "{action: DENY, rules: [{}]}",
+        namespace=EVIL,
+    ),
     Case(
         "another namespace's service in a rule",
         RULE,

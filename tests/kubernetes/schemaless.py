@@ -19,12 +19,13 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import TLS_MODE_LABEL, Problem
 from xds.mesh.sources.kubernetes import Kubernetes
 from xds.mesh.sources.report import SourceUpdate
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE
 
 PATIENCE = 30.0
 
 PLURALS = {
     "PeerAuthentication": "peerauthentications",
+    "AuthorizationPolicy": "authorizationpolicies",
     "DestinationRule": "destinationrules",
     "Policy": "policies",
     "MeshPolicy": "meshpolicies",
@@ -65,7 +66,7 @@ class Watching:
             (f"{pod.namespace}/{pod.name}", url, resource.name): resource.version
             for pod in self.mesh.pods()
             if pod.meta.labels.get(TLS_MODE_LABEL) == "istio"
-            for url in (CLUSTER, ENDPOINT, LISTENER, ROUTE)
+            for url in (CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE)
             for resource in translate(self.mesh, pod).of(url).values()
             # The neighbor may change its own services.
             if not resource.name.endswith(f".{EVIL}.svc.cluster.local")

@@ -27,7 +27,7 @@ from xds.mesh.policy.ineffective import without_effect
 PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"
 PLURALS = [
-    *("policies", "meshpolicies", "peerauthentications", "destinationrules"),
+    *("policies", "meshpolicies", "peerauthentications", "authorizationpolicies", "destinationrules"),
     *("serviceentries", "workloadentries"),
 ]
 RULES = [

@@ -13,7 +13,7 @@ from tests.kubernetes.environment.cluster import Cluster, KubectlError
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.foreign_kinds import foreign
 from tests.kubernetes.installing import run
-from tests.kubernetes.specs import MESH, PEER_HEAD, RULE_HEAD, SPECS
+from tests.kubernetes.specs import AUTHORIZATION_HEAD, MESH, PEER_HEAD, RULE_HEAD, SPECS
 from tests.sources.objects import BAD, MESH_POLICY, PEER, POLICY, RULE
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
@@ -53,6 +53,7 @@ def plural(document: dict) -> str:
     name = {
         "Policy": "policies",
         "PeerAuthentication": "peerauthentications",
+        "AuthorizationPolicy": "authorizationpolicies",
         "ServiceEntry": "serviceentries",
         "WorkloadEntry": "workloadentries",
     }.get(document["kind"])
@@ -101,7 +102,7 @@ async def test_api_server_and_parser_refuse_the_same_objects(kinds: Cluster, tex
 
 def test_cases_have_both_verdicts_for_every_kind() -> None:
     seen = {(document["kind"], refused) for document, refused in map(the_object, CASES)}
-    assert len(seen) == 12, seen
+    assert len(seen) == 14, seen
 
 
 async def test_served_versions_have_the_same_schema(kinds: Cluster) -> None:
@@ -141,6 +142,7 @@ async def test_kubectl_prints_useful_columns(kinds: Cluster) -> None:
         + PEER_HEAD
         + "spec: {mtls: {mode: STRICT}}\n"
     )
+    objects += "---\n" + AUTHORIZATION_HEAD + "spec: {action: DENY, rules: [{}]}\n"
     objects += "---\n" + RULE_HEAD + "spec: {host: web, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}\n"
     await kinds.kubectl("apply", "-f", "-", stdin=objects)
     try:
@@ -150,12 +152,14 @@ async def test_kubectl_prints_useful_columns(kinds: Cluster) -> None:
         for name, cells in (
             ("meshpolicies", ["NAME MODE PROBLEM AGE", "default PERMISSIVE"]),
             ("pa", ["NAME MODE PROBLEM AGE", "web STRICT"]),
+            ("ap", ["NAME ACTION PROBLEM AGE", "web DENY"]),
             ("dr", ["NAME HOST TLS PROBLEM AGE", "web web ISTIO_MUTUAL"]),
         ):
             lines = [" ".join(line.split()) for line in (await kinds.kubectl("get", name)).splitlines()]
             assert [line[: len(want)] for line, want in zip(lines, cells, strict=True)] == cells
         everything = await kinds.kubectl("get", "istio-io", "-o", "name")
         assert sorted(everything.split()) == [
+            "authorizationpolicy.security.istio.io/web",
             "destinationrule.networking.istio.io/web",
             "meshpolicy.authentication.istio.io/default",
             "peerauthentication.security.istio.io/web",
@@ -205,11 +209,11 @@ async def test_only_missing_kinds_are_created(own_cluster: Cluster) -> None:
     ]
 
     asked = await crds.install(own_cluster.api, dry_run=True)
-    assert [definition.created for definition in asked] == [True, True, False, False, True, True]
+    assert [definition.created for definition in asked] == [True, True, False, True, False, True, True]
     names = {definition["metadata"]["name"] for definition in (await own_cluster.api.get(crds.PATH))["items"]}
     assert "policies.authentication.istio.io" not in names, "it was only asked what would be done"
 
-    policies, mesh_policies, peers, rules, *_ = await crds.install(own_cluster.api)
+    policies, mesh_policies, peers, _, rules, *_ = await crds.install(own_cluster.api)
     assert (policies.created, mesh_policies.created) == (True, True)
     assert (peers.created, peers.versions, peers.owner, peers.problem) == (False, ("v1beta1",), "Helm", "")
     assert rules.problem == "serves v9; xds supports only v1, v1alpha3, v1beta1"
@@ -238,9 +242,9 @@ async def test_concurrent_installations_succeed(own_cluster: Cluster) -> None:
 async def test_install_crds_prints_its_changes(own_cluster: Cluster) -> None:
     config = str(await own_cluster.kubeconfig("admin", "nobody"))
     status, output, _ = await run("install-crds", "--dry-run", "--kubeconfig", config)
-    assert (status, output.count("would be created")) == (0, 6), output
+    assert (status, output.count("would be created")) == (0, 7), output
     status, output, _ = await run("install-crds", "--kubeconfig", config)
-    assert (status, output.count(" created")) == (0, 6), output
+    assert (status, output.count(" created")) == (0, 7), output
     status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "nobody")
     assert status == 1
     assert 'User "nobody" cannot get resource "customresourcedefinitions"' in error

@@ -16,7 +16,8 @@ USER = "control-plane"
 CORE = "namespaces,serviceaccounts,services,pods,configmaps,endpointslices.discovery.k8s.io"
 OURS = (
     "policies.authentication.istio.io,meshpolicies.authentication.istio.io,"
-    "peerauthentications.security.istio.io,destinationrules.networking.istio.io,"
+    "peerauthentications.security.istio.io,authorizationpolicies.security.istio.io,"
+    "destinationrules.networking.istio.io,"
     "serviceentries.networking.istio.io,workloadentries.networking.istio.io"
 )
 PEERS = "peerauthentications.security.istio.io"

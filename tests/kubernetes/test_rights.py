@@ -259,6 +259,7 @@ async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
         "Policy": ("authentication.istio.io/v1alpha1", f"namespaces/{SYSTEM}/policies", {}),
         "MeshPolicy": ("authentication.istio.io/v1alpha1", "meshpolicies", None),
         "PeerAuthentication": ("security.istio.io/v1", f"namespaces/{SYSTEM}/peerauthentications", {}),
+        "AuthorizationPolicy": ("security.istio.io/v1", f"namespaces/{SYSTEM}/authorizationpolicies", {}),
         "DestinationRule": ("networking.istio.io/v1", f"namespaces/{SYSTEM}/destinationrules", {"host": "a"}),
         "ServiceEntry": (
             "networking.istio.io/v1",

@@ -10,9 +10,11 @@ import pytest
 
 from tests.policy.world import HTTP, meta, peer, policy, rule, slices
 from xds.mesh.envoy.translate import translate
+from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     TLS_MODE_LABEL,
+    AuthorizationPolicy,
     Change,
     ContainerPort,
     EndpointAddress,
@@ -46,7 +48,7 @@ class World:
 
     def fact(self) -> Fact:
         entries = (self.entry, self.service_entry, self.slice)
-        policies = (self.mode, self.mesh_policy, self.rule, self.targeted, self.rejected)
+        policies = (self.mode, self.mesh_policy, self.rule, self.targeted, self.rejected, self.authorization)
         make = self.random.choice((self.pod, *entries, self.service, *policies))
         return make(self.random.choice(NAMESPACES))
 
@@ -135,6 +137,20 @@ class World:
 
     def targeted(self, namespace: str) -> Fact:
         return policy(namespace, self.random.choice(("STRICT", "PERMISSIVE")), self.random.choice("st"))
+
+    def authorization(self, namespace: str) -> Fact:
+        scope = self.random.choice((namespace, namespace, MeshConfig().root_namespace))
+        key, value = self.random.choice(
+            ((Attribute.PATH, "/x*"), (Attribute.DESTINATION_PORT, "8080"), (Attribute.NAMESPACE, "a"))
+        )
+        condition = Condition(key, (Pattern.parse(value),))
+        return AuthorizationPolicy(
+            meta=meta("AuthorizationPolicy", scope, self.random.choice("st"), age=self.age()),
+            action=self.random.choice(tuple(Action)),
+            selector=self.selector(),
+            rules=self.random.choice(((), (Rule(),), (Rule(conditions=(condition,)),))),
+            dry_run=self.random.choice((False, False, True)),
+        )
 
     def rejected(self, namespace: str) -> Fact:
         kind, service = (

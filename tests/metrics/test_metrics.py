@@ -37,7 +37,7 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.mesh.observe.edges import TrafficMode
 from xds.protocol.session import Variant
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, SECRET
 
 CDS, EDS = {"type": "cds"}, {"type": "eds"}
 
@@ -217,6 +217,7 @@ async def test_transitions_are_counted(plane: Plane, channel: grpc.aio.Channel):
         (ENDPOINT, (NAME,)),
         (SECRET, ("default", "ROOTCA")),
         (LISTENER, ()),
+        (EXTENSION_CONFIG, ("authorization-deny", "authorization-allow")),
     ):
         await server.ask(type_url, *names)
         await server.ask(type_url, nonce=(await server.get()).nonce)

@@ -9,10 +9,29 @@ from hypothesis import strategies as st
 
 from tests.sources.objects import ENDPOINTS, MESH_POLICY, PEER, POD, POLICY, RULE, SERVICE, SLICE
 
+AUTHORIZATION = {
+    "apiVersion": "security.istio.io/v1",
+    "kind": "AuthorizationPolicy",
+    "metadata": {"name": "web", "namespace": "shop"},
+    "spec": {
+        "selector": {"matchLabels": {"app": "web"}},
+        "action": "DENY",
+        "rules": [
+            {
+                "from": [
+                    {"source": {"principals": ["a*"], "notIpBlocks": ["::1"], "trustDomains": ["a"]}},
+                    {"source": {"serviceAccounts": ["a/b"]}},
+                ],
+                "to": [{"operation": {"paths": ["/a/{*}"], "ports": ["80"], "hosts": ["a"]}}],
+                "when": [{"key": "request.headers[a]", "values": ["b"], "notValues": ["c"]}],
+            }
+        ],
+    },
+}
 OBJECTS = [
     yaml.safe_load(text.replace("2020-01-01T00:00:00Z", "'2020-01-01T00:00:00Z'"))
     for text in (SERVICE, POD, SLICE, ENDPOINTS, POLICY, MESH_POLICY, PEER, RULE)
-]
+] + [AUTHORIZATION]
 MESH = {
     "enableAutoMtls": True,
     "trustDomain": "a",

@@ -22,6 +22,7 @@ from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem, Ref
 from xds.mesh.parse import (
     Parsed,
     authentication,
+    authorization,
     core,
     destinationrule,
     dotted,
@@ -40,7 +41,8 @@ from xds.mesh.sources import settings as settings_module
 from xds.mesh.sources.report import SourceUpdate
 
 MODULES = (
-    *(xds.mesh.parse, authentication, core, destinationrule, endpoints, meshconfig, names, reading),
+    *(xds.mesh.parse, authentication, authorization, core, destinationrule, endpoints, meshconfig, names),
+    reading,
     *(documents, files, kubernetes, report, rewriting, settings_module),
 )
 SEARCHED = {
@@ -48,6 +50,7 @@ SEARCHED = {
     "_TAG_DIRECTIVE": "finditer",
     "_SURROGATES": "finditer",
     "_LINE": "search",
+    "_ESCAPED": "search",
     "_PART": "",
 }
 """Regular expressions that do not match a whole text. `_PART` is applied to a match of `_DURATION`."""

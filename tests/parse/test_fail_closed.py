@@ -207,6 +207,7 @@ def test_object_with_only_a_name_fails_closed() -> None:
     assert policy.scope_unknown
     assert rule.host == "*"
     assert found.keys() == {
+        "AuthorizationPolicy",
         "PeerAuthentication",
         "Policy",
         "MeshPolicy",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from xds.mesh.model.objects import MeshConfig, TlsSettings
+from xds.mesh.model.objects import MeshConfig, PathNormalization, TlsSettings
 from xds.mesh.parse import dotted, mesh_config, settings
 
 
@@ -32,6 +32,7 @@ def test_all_settings() -> None:
             "connectTimeout": "1s",
             "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"},
             "inboundTrafficPolicy": {"mode": "LOCALHOST"},
+            "pathNormalization": {"normalization": "MERGE_SLASHES"},
             "proxyListenPort": 1,
             "proxyInboundListenPort": 2,
             "proxyHttpPort": 3,
@@ -55,6 +56,7 @@ def test_all_settings() -> None:
         connect_timeout=1,
         allow_any_outbound=False,
         passthrough_inbound=False,
+        path_normalization=PathNormalization.MERGE_SLASHES,
         proxy_listen_port=1,
         proxy_inbound_listen_port=2,
         proxy_http_port=3,

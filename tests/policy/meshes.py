@@ -8,9 +8,11 @@ from ipaddress import ip_network
 from hypothesis import strategies as st
 
 from tests.policy.world import HTTP, ROOT, TCP, meta, peer, pod, policy, rule, service, tls
+from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
 from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
+    AuthorizationPolicy,
     EndpointAddress,
     EndpointGroup,
     EndpointPort,
@@ -85,7 +87,7 @@ def slices(draw: st.DrawFn) -> Endpoints:
 def policies(draw: st.DrawFn) -> Fact:
     namespace = draw(st.sampled_from([*NAMESPACES, ROOT]))
     name = f"p{draw(st.integers(0, 1))}"
-    match draw(st.sampled_from([0, 1, 2, 3, 3, 3])):
+    match draw(st.sampled_from([0, 1, 2, 3, 3, 3, 4])):
         case 0:
             mode = draw(st.none() | MODES)
             ports = draw(st.dictionaries(st.sampled_from([8080, 9090]), MODES, max_size=1))
@@ -96,6 +98,8 @@ def policies(draw: st.DrawFn) -> Fact:
             return policy(
                 draw(st.sampled_from(NAMESPACES)), draw(MODES), draw(st.sampled_from(APPS)), name=name
             )
+        case 4:
+            return draw(authorization_policies(namespace, name))
     exports = st.lists(st.sampled_from([".", "*", *NAMESPACES]), max_size=2, unique=True)
     return rule(
         namespace,
@@ -104,6 +108,27 @@ def policies(draw: st.DrawFn) -> Fact:
         policy=draw(st.builds(TrafficPolicy, tls=TLS, load_balancer=BALANCING)),
         export_to=tuple(draw(exports)),
         selector=draw(st.none() | SELECTORS),
+    )
+
+
+@st.composite
+def authorization_policies(draw: st.DrawFn, namespace: str, name: str) -> AuthorizationPolicy:
+    conditions = st.sampled_from(
+        [
+            Condition(Attribute.NAMESPACE, (Pattern.parse("a"),)),
+            Condition(Attribute.PRINCIPAL, (), (Pattern.parse("*/sa/one"),)),
+            Condition(Attribute.PATH, (Pattern.parse("/x*"),)),
+            Condition(Attribute.DESTINATION_PORT, (Pattern.parse("8080"),)),
+            Condition(Attribute.UNSUPPORTED, (Pattern.parse("*"),), name="requestPrincipals"),
+        ]
+    )
+    rules = st.builds(Rule, conditions=st.lists(conditions, max_size=2).map(tuple))
+    return AuthorizationPolicy(
+        meta=meta("AuthorizationPolicy", namespace, name),
+        action=draw(st.sampled_from(Action)),
+        selector=draw(SELECTORS),
+        rules=tuple(draw(st.lists(rules, max_size=2))),
+        dry_run=draw(st.booleans()),
     )
 
 

@@ -22,7 +22,7 @@ from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.objects import Pod
-from xds.snapshot import LISTENER, Snapshot
+from xds.snapshot import EXTENSION_CONFIG, LISTENER, Snapshot
 
 pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -84,7 +84,7 @@ async def check(pod: Pod, snapshot: Snapshot, plane: ControlPlane, directory: Pa
     with place_of_its_own(f"xds-golden-{plane.port}-{name}") as place:
         async with sidecar(pod, plane, directory, place, sotw=sotw) as envoy:
             await has_active(envoy, snapshot)
-            await refused_nothing(envoy)
+            await refused_nothing(envoy, snapshot)
             await waits_for_nothing(envoy, snapshot)
             (begun,) = await envoy.admin.config("BootstrapConfigDump")
             api = begun["bootstrap"]["dynamic_resources"]["ads_config"]["api_type"]
@@ -117,9 +117,10 @@ async def sidecar(
         yield await exits.enter_async_context(envoy)
 
 
-async def refused_nothing(envoy: EnvoyProcess) -> None:
+async def refused_nothing(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
     rejections = await envoy.rejections()
-    assert {name.split(".")[0] for name in rejections} == _FAMILIES
+    extensions = {"extension_config_discovery"} if EXTENSION_CONFIG in snapshot.types else set()
+    assert {name.split(".")[0] for name in rejections} == _FAMILIES | extensions
     assert not any(rejections.values()), f"{rejections}\n{envoy.tail()}"
     assert await envoy.admin.stat("listener_manager.listener_create_failure") == 0
 

@@ -26,7 +26,7 @@ from tests.support.envoy import drained, run_options
 from tests.support.exchange import HTTP1, HTTP2, TCP
 from tests.support.manifests import Manifest, peer_authentication
 from tests.support.mesh import Mesh
-from tests.support.predictions import At, Call, Results, results, results_after
+from tests.support.predictions import At, Call, Results, conditional, results, results_after
 from tests.support.tcp import LineApp
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.mesh import Mesh as Facts
@@ -206,12 +206,13 @@ class Deployment:
     def callable(self, facts: Facts) -> Results:
         """Return the predicted results of the calls that are possible here."""
         found: dict[Call, Mapping[At, Result]] = {}
+        unknown = conditional(facts)
         for call, endpoints in results(facts).items():
             client, service = facts.get(call[0]), facts.get(call[1])
             # A pod's connection to its own address does not pass through its sidecar.
             own = client.address if service.headless else ""
             others = {to: how for to, how in endpoints.items() if not to or to[0] != own}
-            if others and not is_skipped(client) and not is_skipped(service):
+            if others and call not in unknown and not is_skipped(client) and not is_skipped(service):
                 found[call] = others
         return found
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.authorization import authorization_policy, source
 from tests.support.controlplane import run_xds, xds
 from tests.support.local import LocalMesh
 from tests.support.manifests import destination_rule, peer_authentication
@@ -51,6 +52,25 @@ async def test_wait_ends_when_the_sidecars_have_acked(loopback, tmp_path, sotw):
         mesh.apply(destination_rule("rule", "ns", HOST, "ISTIO_MUTUAL"))
         assert (await wait(mesh, RULE, "--for", "acked")).status == 0
         await mesh.settled()
+
+
+async def test_wait_ends_when_the_servers_have_acked_who_may_call(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(web, http=[HTTP])
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        await mesh.start(client, web)
+        rules = source(namespaces=["other"]), source(namespaces=["ns"])
+        for rule, code in zip(rules, ("403", "200"), strict=True):
+            # The first policy changes the listener, the second one only the rules.
+            mesh.apply(authorization_policy("ns", rule, selector={"app": "web"}))
+            result = await wait(mesh, "AuthorizationPolicy/ns/rules")
+            assert result == (0, "AuthorizationPolicy ns/rules: in force, acked by 1 of 1 sidecars\n", "")
+            assert (await client.client.get("http://web.ns/")).code == code
+        with mesh.sidecar(web).suspended():
+            mesh.apply(authorization_policy("ns", rules[0], selector={"app": "web"}))
+            result = await wait(mesh, "AuthorizationPolicy/ns/rules", "--timeout=2s")
+            assert (result.status, result.out) == (1, ""), result
 
 
 async def test_lagging_sidecar_is_named_after_the_timeout(loopback, tmp_path):

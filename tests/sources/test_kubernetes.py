@@ -414,7 +414,7 @@ async def test_repeated_server_errors_are_reported_as_an_outage(server: FakeApiS
 
 
 def deny_all(name: str) -> dict[str, Any]:
-    return {"kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": {}}
+    return {"kind": "RequestAuthentication", "metadata": {"name": name, "namespace": "shop"}, "spec": {}}
 
 
 async def test_unenforced_objects_are_warnings(server: FakeApiServer, api: KubeApi) -> None:
@@ -422,19 +422,19 @@ async def test_unenforced_objects_are_warnings(server: FakeApiServer, api: KubeA
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         assert followed.messages() == []
-        server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
-        await server.put("authorizationpolicies", deny_all("a"), "security.istio.io")
-        await server.put("authorizationpolicies", deny_all("b"), "security.istio.io")
+        server.add("security.istio.io", "v1", "requestauthentications", "RequestAuthentication")
+        await server.put("requestauthentications", deny_all("a"), "security.istio.io")
+        await server.put("requestauthentications", deny_all("b"), "security.istio.io")
         await followed.until(lambda: len(followed.messages()) == 2)
         message = "NOT enforced: requests that it would deny are allowed"
-        assert followed.messages() == [f"AuthorizationPolicy shop/{name}: {message}" for name in "ab"]
-        assert source.unenforced == {"AuthorizationPolicy": 2}
-        await server.remove("authorizationpolicies", "shop", "a", "security.istio.io")
+        assert followed.messages() == [f"RequestAuthentication shop/{name}: {message}" for name in "ab"]
+        assert source.unenforced == {"RequestAuthentication": 2}
+        await server.remove("requestauthentications", "shop", "a", "security.istio.io")
         await followed.until(lambda: len(followed.messages()) == 1)
         for verb in ("list", "watch"):
-            server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
+            server.fail(f"{verb} requestauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        unlisted = "AuthorizationPolicy are not known, so they are not enforced, and cannot be reported"
+        unlisted = "RequestAuthentication are not known, so they are not enforced, and cannot be reported"
         await followed.until(lambda: unlisted in str(followed.messages(notices=True)))
         assert source.staleness() == source.pending_reason() == ""
     async with Followed(Kubernetes(api, options=QUICK)) as restarted:
@@ -480,12 +480,12 @@ async def test_callers_are_watched_but_not_required(server: FakeApiServer, api: 
 async def test_optional_kind_of_unsupported_versions_is_reported(server: FakeApiServer, api: KubeApi) -> None:
     monitoring, security = "monitoring.coreos.com", "security.istio.io"
     server.add(monitoring, "v2", "servicemonitors", "ServiceMonitor")
-    server.add(security, "v9", "authorizationpolicies", "AuthorizationPolicy")
+    server.add(security, "v9", "requestauthentications", "RequestAuthentication")
     hint = "(upgrade xds, or serve a supported version too)"
     policies = (
-        "authorizationpolicies.security.istio.io: the cluster serves v9, but xds supports only v1beta1 "
-        "and v1: objects of kind AuthorizationPolicy are not known, so they are not enforced, and cannot be "
-        f"reported {hint}"
+        "requestauthentications.security.istio.io: the cluster serves v9, but xds supports only v1beta1 "
+        "and v1: objects of kind RequestAuthentication are not known, so they are not enforced, and cannot "
+        f"be reported {hint}"
     )
     monitors = (
         "servicemonitors.monitoring.coreos.com: the cluster serves v2, but xds supports only v1: "

@@ -51,6 +51,11 @@ def results(mesh: Mesh) -> Results:
     return found
 
 
+def conditional(mesh: Mesh) -> set[Call]:
+    """Return the calls whose result depends on the request, as AuthorizationPolicies allow only some."""
+    return {(o.client.ref, o.service.ref, o.port.port) for o in predict(mesh) if o.conditions}
+
+
 def results_after(prediction: Prediction, before: Results, after: Results) -> Results:
     """Return the results before a change, with the changes that are predicted.
 

@@ -63,7 +63,7 @@ def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
         endpoints,
         _styled(hop.outcome),
         *_observed(hop),
-        hop.reason,
+        ", ".join((hop.reason, *hop.conditions)),
         ", ".join(hop.decided_by),
     )
 
@@ -145,7 +145,7 @@ def result_cells(result: pb.ConnectionResult) -> Cells:
         f"{result.endpoint or OUTSIDE} ({result.address})" if result.address else "-",
         _styled(result.outcome),
         *_observed(result),
-        result.reason,
+        ", ".join((result.reason, *result.conditions)),
         ", ".join(result.decided_by),
     )
 

@@ -169,7 +169,7 @@ def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
         clients=format_clients(change.clients),
         target="",
         before=change.before.outcome,
-        after=f"{change.after.outcome} ({change.after.reason})",
+        after=f"{change.after.outcome} ({', '.join((change.after.reason, *change.after.conditions))})",
         decided_by=", ".join(change.after.decided_by),
         seen=f"{since(change.last_seen.ToDatetime(), now)} ago" if change.HasField("last_seen") else "-",
         remedy=change.remedy,
@@ -177,12 +177,13 @@ def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
 
 
 def _refusal_row(refusal: pb.RefusedTraffic) -> _Row:
+    is_denied = any(decider.startswith("AuthorizationPolicy ") for decider in refusal.decided_by)
     return _Row(
         effect=Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK,
         clients=refused_client(refusal),
         target=f"port {refusal.port} of {format_clients(refusal.pods)}",
         before=_PLAINTEXT,
-        after=f"fails ({Failure.SERVER_REQUIRES_MTLS})",
+        after=f"fails ({Failure.ACCESS_DENIED if is_denied else Failure.SERVER_REQUIRES_MTLS})",
         decided_by=", ".join(refusal.decided_by),
         seen="-",
         remedy=refusal.remedy,

@@ -16,6 +16,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import port_line, rule_line
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import POLICY_KINDS, PodKey, Ref
+from xds.mesh.policy.authorization import policies_of
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
 from xds.protocol.session import Session
@@ -56,7 +57,7 @@ class ObjectProgress:
     transitions: tuple[str, ...] = ()
     """Transitions that the object may have caused, one line each. The list is not complete."""
     servers: int = 0
-    """Number of pods with a sidecar and a port whose mode the object decides."""
+    """Number of pods with a sidecar that should enforce the object."""
     absent_servers: int = 0
     """Number of those whose sidecar is not connected."""
 
@@ -70,7 +71,7 @@ class ProgressTracker:
         self._hosts: frozenset[str] = frozenset()
         """Hosts of the services with a port whose mode the object decides."""
         self._servers: frozenset[PodKey] = frozenset()
-        """Pods with a sidecar and a port whose mode the object decides."""
+        """Pods with a sidecar that `ObjectProgress.servers` counts."""
         self._names: dict[tuple[str, str], frozenset[str]] = {}
         """Names of the resources that were made from the object, by type and version of the resource set."""
         self._made: dict[tuple[str, ...], bool] = {}
@@ -109,10 +110,15 @@ class ProgressTracker:
             return
         self._mesh, self._names, self._made = mesh, {}, {}
         hosts, servers = set[str](), set[PodKey]()
-        if self._ref.kind in POLICY_KINDS:
+        is_authorization = self._ref.kind == "AuthorizationPolicy"
+        if self._ref.kind in POLICY_KINDS or is_authorization:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
                 if not (pod.has_sidecar and self._is_in_scope(pod.ref, mesh)):
+                    continue
+                if is_authorization:
+                    if any(policy.ref == self._ref for policy in policies_of(mesh, pod)):
+                        servers.add(pod.key)
                     continue
                 exposures = mesh.exposures(pod)
                 ports = {exposure.target for exposure in exposures}.union(port.port for port in pod.ports)

@@ -45,7 +45,7 @@ from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, Target, all_targets, cli
 from xds.mesh.policy.ineffective import why_ineffective
 from xds.mesh.policy.prediction import HopChange, Scope, predict_change, scope_of, unready_services
 from xds.mesh.policy.prediction_text import format_outside_client, summary
-from xds.mesh.policy.reach import Answer, Failure, Outcome, Result
+from xds.mesh.policy.reach import Answer, Outcome, Result
 from xds.mesh.policy.remedy import change_remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.proposal import Objects, find_deleted, read_change
@@ -126,7 +126,7 @@ def _refused_hop(refusal: Refusal, observed: HopTraffic | None) -> pb.Hop:
         endpoints=pods,
         ready=pods,
         outcome=Result.FAILS,
-        reason=Failure.SERVER_REQUIRES_MTLS,
+        reason=refusal.failure,
         decided_by=[str(refusal.decided_by)],
         observed=pb.ObservedTraffic() if observed else None,
     )
@@ -214,6 +214,7 @@ def _hop(
         outcome=hop.answer.result,
         reason=hop.answer.reason,
         decided_by=map(str, hop.answer.decided_by),
+        conditions=hop.answer.conditions,
         endpoint_names=map(endpoint_message, hop.endpoints) if endpoint_names else (),
         observed=observed.of_clients(hop.clients, hop.service, hop.port) if observed else None,
     )
@@ -231,6 +232,7 @@ def _result(outcome: Outcome, observed: HopTraffic | None, outside: str = "") ->
         outcome=outcome.result,
         reason=outcome.reason,
         decided_by=map(str, outcome.decided_by),
+        conditions=outcome.conditions,
         observed=observed.of_pod(outcome.client, outcome.service, outcome.port) if observed else None,
     )
 
@@ -335,7 +337,12 @@ def _change(change: HopChange, last_seen: float | None) -> pb.HopChange:
 
 
 def _answer(answer: Answer) -> pb.Answer:
-    return pb.Answer(outcome=answer.result, reason=answer.reason, decided_by=map(str, answer.decided_by))
+    return pb.Answer(
+        outcome=answer.result,
+        reason=answer.reason,
+        decided_by=map(str, answer.decided_by),
+        conditions=answer.conditions,
+    )
 
 
 # --- pods -----------------------------------------------------------------------------------------

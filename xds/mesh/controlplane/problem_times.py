@@ -54,7 +54,9 @@ class SettlingProblems(Generic[K]):
     def find(self, problems: Mapping[K, Problem]) -> None:
         """Record the result of a check."""
         found_at, checked_at = {key: found.found_at for key, found in self.found.items()}, now()
-        self.found = {key: FoundProblem(item, found_at.get(key, checked_at)) for key, item in problems.items()}
+        self.found = {
+            key: FoundProblem(item, found_at.get(key, checked_at)) for key, item in problems.items()
+        }
 
     def settle(self) -> SourceUpdate:
         """Update `settled`. Return the problems that are new there, and those that are solved."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from xds.codec import to_dict
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot, describe
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, Snapshot, describe
 
 Json: TypeAlias = Mapping[str, Any]
 Config: TypeAlias = dict[tuple[str, str], Any]
 """Resources in protobuf's JSON form, by type URL and name."""
-COMPARED_TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE)
+COMPARED_TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, EXTENSION_CONFIG)
 """Types that are compared. Envoy redacts secrets."""
 
 
@@ -50,6 +50,8 @@ def active_config(dump: Json) -> Config:
         config[LISTENER, state["listener"]["name"]] = _without_type(state["listener"])
     for routes in _entries(dump, "dynamic_route_configs", "route_config"):
         config[ROUTE, routes["name"]] = routes
+    for extension in _entries(dump, "ecds_filters", "ecds_filter"):
+        config[EXTENSION_CONFIG, extension["name"]] = extension
     for assignment in _entries(dump, "dynamic_endpoint_configs", "endpoint_config"):
         config[ENDPOINT, assignment["cluster_name"]] = _endpoints(assignment)
     return config

@@ -34,6 +34,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpConnectionManagerCodecType,
     HttpConnectionManagerForwardClientCertDetails,
     HttpConnectionManagerHcmAccessLogOptions,
+    HttpConnectionManagerPathWithEscapedSlashesAction,
     HttpConnectionManagerServerHeaderTransformation,
     HttpConnectionManagerSetCurrentClientCertDetails,
     HttpConnectionManagerUpgradeConfig,
@@ -53,6 +54,7 @@ from xds.mesh.envoy.balancing import connection_hash
 from xds.mesh.envoy.common import ads, seconds
 from xds.mesh.envoy.names import BLACK_HOLE
 from xds.mesh.model.loadbalancer import HashKey
+from xds.mesh.model.objects import PathNormalization
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
 
 _HEADER_MUTATION = "envoy.filters.http.header_mutation"
@@ -259,16 +261,37 @@ def http_to(
     return Filter(name=_HCM, typed_config=pack(manager))
 
 
-def http_from_peer(stat_prefix: str, virtual_host: VirtualHost, *, observed: bool = False) -> Filter:
-    """Return the filter for inbound HTTP. With `observed`, report each request.
+def http_from_peer(
+    stat_prefix: str,
+    virtual_host: VirtualHost,
+    normalization: PathNormalization,
+    *,
+    guards: Iterable[HttpFilter] = (),
+    observed: bool = False,
+) -> Filter:
+    """Return the filter for inbound HTTP.
 
     It replaces X-Forwarded-Client-Cert with the peer's identity (ADR 0004).
+
+    Args:
+        stat_prefix: prefix of the filter's statistics.
+        virtual_host: virtual host with the routes.
+        normalization: how paths are changed.
+        guards: HTTP filters that deny requests.
+        observed: whether each request is reported.
     """
     manager = _manager(stat_prefix)
+    manager.normalize_path = normalization is not PathNormalization.NONE
+    merges = (PathNormalization.MERGE_SLASHES, PathNormalization.DECODE_AND_MERGE_SLASHES)
+    manager.merge_slashes = normalization in merges
+    if normalization is PathNormalization.DECODE_AND_MERGE_SLASHES:
+        manager.path_with_escaped_slashes_action = (
+            HttpConnectionManagerPathWithEscapedSlashesAction.UNESCAPE_AND_FORWARD
+        )
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=[virtual_host], validate_clusters=False
     )
-    manager.http_filters = [_without_peer_aliases(), _router()]
+    manager.http_filters = [_without_peer_aliases(), *guards, _router()]
     manager.forward_client_cert_details = HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET
     manager.set_current_client_cert_details = HttpConnectionManagerSetCurrentClientCertDetails(
         subject=True, uri=True

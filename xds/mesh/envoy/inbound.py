@@ -34,11 +34,12 @@ from envoy_data_plane.envoy.config.listener.v3 import (
 )
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
-from xds.mesh.envoy import access_logs, filters, tls
+from xds.mesh.envoy import access_logs, filters, rbac, tls
 from xds.mesh.envoy.common import bound_to, seconds, wildcards
 from xds.mesh.envoy.routes import to_cluster
 from xds.mesh.model.families import Family
 from xds.mesh.model.objects import ADMIN_PORT, MeshConfig, Mode, Protocol
+from xds.mesh.policy.authorization import Rules
 from xds.resources import Resource, resource
 from xds.snapshot import tag_of
 
@@ -66,14 +67,22 @@ class InboundPort(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def chains(config: MeshConfig, port: InboundPort, *, by_port: bool) -> tuple[FilterChain, ...]:
-    """Return the filter chains of a port. With `by_port`, they match the destination port as well."""
+def chains(config: MeshConfig, port: InboundPort, rules: Rules, *, by_port: bool) -> tuple[FilterChain, ...]:
+    """Return the filter chains of a port.
+
+    Args:
+        config: settings of the mesh.
+        port: the port.
+        rules: authorization of connections that are not parsed as HTTP.
+        by_port: whether the chains match the destination port as well.
+    """
     tls_sockets = {is_http: tls.server(config, http=is_http) for is_http in (True, False)}
     is_http = port.protocol.is_http
     detects_protocol = port.protocol is Protocol.AUTO
-    http = _http(port) if is_http or detects_protocol else None
+    guards = rbac.network_filters(config, rules)
+    http = _http(config, port) if is_http or detects_protocol else None
     tcp = filters.tcp(port.cluster)
-    plaintext_http = _http(port, observed=config.observe) if http else None
+    plaintext_http = _http(config, port, observed=config.observe) if http else None
     plaintext_tcp = filters.tcp(port.cluster, observed=config.observe)
 
     def chain(
@@ -85,13 +94,14 @@ def chains(config: MeshConfig, port: InboundPort, *, by_port: bool) -> tuple[Fil
         terminates_tls: bool = False,
     ) -> FilterChain:
         socket: TransportSocket | None = tls_sockets[network_filter is http] if terminates_tls else None
+        main = network_filter or tcp
         match = FilterChainMatch(transport_protocol=transport, application_protocols=list(alpn))
         if by_port and port.number:
             match.destination_port = port.number
         return FilterChain(
             name=f"{port.label};{name}",
             filter_chain_match=match,
-            filters=[network_filter or tcp],
+            filters=[main] if main in (http, plaintext_http) else [*guards, main],
             transport_socket=socket,
         )
 
@@ -121,12 +131,15 @@ def chains(config: MeshConfig, port: InboundPort, *, by_port: bool) -> tuple[Fil
     return tuple(result)
 
 
-def _http(port: InboundPort, *, observed: bool = False) -> Filter:
+def _http(config: MeshConfig, port: InboundPort, *, observed: bool = False) -> Filter:
     stat_prefix = f"inbound_{port.label}"
     host = VirtualHost(
         name=f"inbound|http|{port.number}", domains=["*"], routes=[to_cluster(port.cluster, retries=False)]
     )
-    return filters.http_from_peer(stat_prefix, host, observed=observed)
+    normalization = config.path_normalization
+    return filters.http_from_peer(
+        stat_prefix, host, normalization, guards=rbac.http_filters(), observed=observed
+    )
 
 
 _LETTERS = {Mode.DISABLE: "D", Mode.PERMISSIVE: "P", Mode.STRICT: "S"}
@@ -154,22 +167,26 @@ def _inspectors() -> list[ListenerFilter]:
 
 
 def redirect_listener(
-    config: MeshConfig, ports: tuple[InboundPort, ...], families: tuple[Family, ...], sources: tuple[str, ...]
+    config: MeshConfig,
+    ports: tuple[InboundPort, ...],
+    rules: Rules,
+    families: tuple[Family, ...],
+    sources: tuple[str, ...],
 ) -> Resource:
     """Return the listener that iptables redirects all inbound connections of a pod to."""
-    return replace(_redirect_listener(config, ports, families), sources=sources)
+    return replace(_redirect_listener(config, ports, rules, families), sources=sources)
 
 
 @lru_cache(maxsize=8192)
 def _redirect_listener(
-    config: MeshConfig, ports: tuple[InboundPort, ...], families: tuple[Family, ...]
+    config: MeshConfig, ports: tuple[InboundPort, ...], rules: Rules, families: tuple[Family, ...]
 ) -> Resource:
     filter_chains = filters.refusing_chains(
         # No connection may reach the admin interface, or loop back to the sidecar.
         (config.proxy_listen_port, config.proxy_inbound_listen_port, ADMIN_PORT)
     )
     for port in ports:
-        filter_chains.extend(chains(config, port, by_port=True))
+        filter_chains.extend(chains(config, port, rules, by_port=True))
     address, more_addresses = bound_to(wildcards(families), config.proxy_inbound_listen_port)
     listener = Listener(
         name=NAME,
@@ -187,7 +204,11 @@ def _redirect_listener(
 
 @lru_cache(maxsize=8192)
 def port_listener(
-    config: MeshConfig, hosts: tuple[str, ...], port: InboundPort, sources: tuple[str, ...]
+    config: MeshConfig,
+    hosts: tuple[str, ...],
+    port: InboundPort,
+    rules: Rules,
+    sources: tuple[str, ...],
 ) -> Resource:
     """Return the listener of one port in interception mode NONE, bound to the pod's addresses `hosts`."""
     address, more_addresses = bound_to(hosts, port.number)
@@ -195,7 +216,7 @@ def port_listener(
         name=f"{hosts[0]}_{port.number}",
         address=address,
         additional_addresses=more_addresses,
-        filter_chains=list(chains(config, port, by_port=False)),
+        filter_chains=list(chains(config, port, rules, by_port=False)),
         listener_filters=_inspectors(),
         listener_filters_timeout=seconds(config.protocol_detection_timeout),
         continue_on_listener_filters_timeout=True,

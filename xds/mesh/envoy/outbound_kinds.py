@@ -23,7 +23,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Interception, Pod, Ref, Service
 from xds.mesh.policy.destination import ClientRule, served_client_rule, served_rule_key
 from xds.mesh.policy.listeners import sidecar_ports
-from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, LISTENER, ROUTE, Resource, ResourceSet
+from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, Resource, ResourceSet
 
 _MAX_LAYERS = 4096
 """Number of layers that a kind keeps. Clients without interception have layers of their own."""
@@ -54,6 +54,8 @@ class OwnResources:
     """Clusters of the application."""
     listeners: Resources
     """Inbound listeners, and other listeners with addresses of the pod."""
+    extensions: Resources = ()
+    """Rules of the inbound listeners' authorization filters."""
 
 
 _Layers: TypeAlias = dict[OwnResources, tuple[ResourceSet, ResourceSet]]
@@ -106,6 +108,7 @@ class Outbound:
                 ENDPOINT: self.endpoints,
                 LISTENER: layers[1],
                 ROUTE: self.routes,
+                **({EXTENSION_CONFIG: ResourceSet(own.extensions)} if own.extensions else {}),
             }
         return types
 

@@ -7,8 +7,9 @@ Both are cached until a change affects them. Sidecars with equal resources share
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
-from xds.mesh.envoy import clusters, inbound, names, outbound
+from xds.mesh.envoy import clusters, inbound, names, outbound, rbac
 from xds.mesh.envoy.bootstrap import loopback_address
 from xds.mesh.envoy.features import ALL_FEATURES, Features, served_config
 from xds.mesh.envoy.outbound_kinds import OwnResources, build_outbound, kind_of, known_outbound
@@ -26,9 +27,19 @@ from xds.mesh.model.objects import (
     Service,
     ServicePort,
 )
+from xds.mesh.policy.authorization import Rules, rules_of
 from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
 from xds.mesh.policy.steps import Steps, finish
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
+
+
+class Guard(NamedTuple):
+    """The authorization of a pod."""
+
+    tcp: Rules
+    """Rules for connections that are not parsed as HTTP."""
+    http: Rules
+    """Rules for HTTP requests."""
 
 
 def translate(
@@ -83,11 +94,16 @@ def _own_resources(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
 def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
     config = served_config(mesh.config, features)
     ports, deciders = _decide_inbound_ports(mesh, pod)
+    tcp, http = (rules_of(mesh, pod, http=is_http) for is_http in (False, True))
+    # Policies on HTTP requests have the same rules for other connections: pods with them share a listener.
+    guard = Guard(tcp._replace(policies=()), http)
+    deciders += guard.http.policies
     if pod.interception is Interception.REDIRECT:
-        return _intercepted(config, ports, pod.families, sources_of(mesh, *deciders))
+        return _intercepted(config, ports, guard, pod.families, sources_of(mesh, *deciders))
     return _not_intercepted(
         config,
         ports,
+        guard,
         (pod.address, *pod.more_addresses) if pod.address else (),
         pod.app_address,
         loopback_address(pod),
@@ -99,21 +115,27 @@ def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
 def _intercepted(
     config: MeshConfig,
     ports: tuple[inbound.InboundPort, ...],
+    guard: Guard,
     families: tuple[Family, ...],
     sources: tuple[str, ...],
 ) -> OwnResources:
     """Return what all pods with these ports have, if iptables redirects their connections."""
     localhost = () if config.passthrough_inbound else tuple(LOCALHOST[family] for family in families)
     application = clusters.Application(localhost, families)
-    listener = inbound.redirect_listener(config, ports, families, sources)
+    listener = inbound.redirect_listener(config, ports, guard.tcp, families, sources)
     passthrough = clusters.inbound_passthrough(config, families)
-    return OwnResources((passthrough, *_clusters(config, ports, application, sources)), (listener,))
+    return OwnResources(
+        (passthrough, *_clusters(config, ports, application, sources)),
+        (listener,),
+        rbac.http_rules(config, guard.http, sources),
+    )
 
 
 @lru_cache(maxsize=8192)
 def _not_intercepted(  # noqa: PLR0917
     config: MeshConfig,
     ports: tuple[inbound.InboundPort, ...],
+    guard: Guard,
     addresses: tuple[str, ...],
     app_address: str,
     loopback: str,
@@ -122,10 +144,12 @@ def _not_intercepted(  # noqa: PLR0917
     """Return what a pod has in interception mode NONE. Its listeners are bound to its addresses."""
     # Without an address, the pod's ports cannot be bound yet.
     bound = ports if addresses else ()
-    listeners = [inbound.port_listener(config, addresses, port, sources) for port in bound]
+    listeners = [inbound.port_listener(config, addresses, port, guard.tcp, sources) for port in bound]
     listeners.append(outbound.http_proxy_listener(config, loopback))
     application = clusters.Application((app_address,))
-    return OwnResources(_clusters(config, ports, application, sources), tuple(listeners))
+    has_http = any(port.protocol is not Protocol.TCP for port in bound)
+    extensions = rbac.http_rules(config, guard.http, sources) if has_http else ()
+    return OwnResources(_clusters(config, ports, application, sources), tuple(listeners), extensions)
 
 
 def _clusters(

@@ -6,9 +6,10 @@ means that other objects override the object or that nothing in the mesh matches
 compared with the desired ones, so any replica can take over. Objects without problems are written only to
 remove these conditions. Conditions of other controllers are preserved.
 
-Required cluster permissions: list policies, meshpolicies, peerauthentications and destinationrules; patch
-their `/status`; create events; and, for Events of other objects, list pods, services, serviceaccounts,
-namespaces and endpointslices. In its own namespace: list the configmap with the mesh's settings.
+Required cluster permissions: list policies, meshpolicies, peerauthentications, authorizationpolicies and
+destinationrules; patch their `/status`; create events; and, for Events of other objects, list pods,
+services, serviceaccounts, namespaces and endpointslices. In its own namespace: list the configmap with the
+mesh's settings.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ class Touched:
     settings: set[ServiceKey] = field(default_factory=set)
     """Those of them whose endpoints or settings may differ, and not only their modes."""
     pods: set[PodKey] = field(default_factory=set)
-    """Pods whose inbound ports may differ, and thereby their modes."""
+    """Pods whose inbound ports, modes or authorization may differ."""
+    guarded: set[ServiceKey] = field(default_factory=set)
+    """Services whose endpoints may allow other requests. What clients get is the same."""
     all_pods: bool = False
     """Whether the modes of every pod may differ."""
 

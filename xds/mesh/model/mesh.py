@@ -19,6 +19,7 @@ from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
     TRAFFIC_KINDS,
+    AuthorizationPolicy,
     CallerFact,
     Change,
     DestinationRule,
@@ -169,7 +170,7 @@ class Mesh:
                 if fact is not None:
                     self._touch(touched, fact)
                     mesh._touch(touched, fact)
-        mesh.touched = frozenset(touched.services)
+        mesh.touched = frozenset(touched.services | touched.guarded)
         deleted = {key for key in touched.services if self.service(*key) and not mesh.service(*key)}
         mesh.memory = self.memory.without(touched, deleted)
         return mesh
@@ -235,6 +236,8 @@ class Mesh:
                 for namespace, facts in self._all.items():
                     services.update((namespace, name) for name in facts.services)
                 touched.all_pods = True
+            case AuthorizationPolicy():
+                self._touch_guarded(touched, fact)
             case UnknownService() | ModePolicy():
                 facts = self.in_namespace(fact.namespace)
                 services.update(service.key for service in facts.services.values())
@@ -247,6 +250,14 @@ class Mesh:
         touched.pods.update(pod.key for pod in pods)
         if not isinstance(fact, ModePolicy):
             touched.settings |= services
+
+    def _touch_guarded(self, touched: Touched, policy: AuthorizationPolicy) -> None:
+        """Add the pods that an AuthorizationPolicy selects, and their services."""
+        is_mesh_wide = policy.is_mesh_wide(self.config.root_namespace)
+        for facts in self._all.values() if is_mesh_wide else (self.in_namespace(policy.namespace),):
+            for pod in facts.selected(policy.selector) if policy.selector else facts.pods.values():
+                touched.pods.add(pod.key)
+                touched.guarded |= self._services_of(pod)
 
     def _pods_about(self, key: ServiceKey) -> Iterator[Pod]:
         """Yield the pods that a service selects, or that have an address of its endpoints."""

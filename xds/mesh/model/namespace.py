@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from xds.mesh.model.objects import (
+    AuthorizationPolicy,
     CallerFact,
     DestinationRule,
     Endpoints,
@@ -142,6 +143,30 @@ class NamespaceFacts:
         return tuple(policy for policy in self._of(ModePolicy) if not policy.is_peer_authentication)
 
     @cached_property
+    def authorization_policies(self) -> tuple[AuthorizationPolicy, ...]:
+        """AuthorizationPolicies, oldest first."""
+        return self._of(AuthorizationPolicy)
+
+    @cached_property
+    def _authorization_by_label(self) -> Mapping[tuple[str, str] | None, list[AuthorizationPolicy]]:
+        policies: dict[tuple[str, str] | None, list[AuthorizationPolicy]] = {}
+        for policy in self.authorization_policies:
+            policies.setdefault(min(policy.selector.items(), default=None), []).append(policy)
+        return policies
+
+    def authorizing(self, labels: Mapping[str, str]) -> Iterator[AuthorizationPolicy]:
+        """Yield the AuthorizationPolicies for pods with these labels, by name."""
+        if self.authorization_policies:
+            policies = (
+                policy
+                for pair in (None, *labels.items())
+                for policy in self._authorization_by_label.get(pair, ())
+                if covers(policy.selector, labels)
+            )
+            # The labels' order differs between pods with equal rules.
+            yield from sorted(policies, key=lambda policy: policy.name)
+
+    @cached_property
     def unknown_services(self) -> frozenset[str]:
         """Names of Services whose pods and ports are unknown (`UnknownService`)."""
         return frozenset(fact.service for fact in self._of(UnknownService))
@@ -176,6 +201,7 @@ _INDEXES: Mapping[type, AbstractSet[str]] = {
     Pod: {"has_workload_entries", "pods", "_by_label"},
     Endpoints: {"endpoints"},
     CallerFact: {"callers"},
+    AuthorizationPolicy: {"authorization_policies", "_authorization_by_label"},
 }
 """For each kind that changes often, the indexes that depend on its objects."""
 

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from xds.mesh.model.authorization import Action, Rule
 from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.loadbalancer import BY_DISTANCE, LocalityLb
 from xds.mesh.model.redirection import REDIRECT_ALL, Redirection
@@ -66,8 +67,8 @@ class Protocol(StrEnum):
 
 POLICY_KINDS = ("MeshPolicy", "PeerAuthentication", "Policy")
 """Kinds that decide the mode of ports."""
-TRAFFIC_KINDS = (*POLICY_KINDS, "DestinationRule")
-"""Kinds that decide between plaintext and mutual TLS."""
+TRAFFIC_KINDS = (*POLICY_KINDS, "DestinationRule", "AuthorizationPolicy")
+"""Kinds that decide between plaintext and mutual TLS, or who may connect."""
 
 
 class Interception(StrEnum):
@@ -461,6 +462,24 @@ class ModePolicy(Object):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationPolicy(Object):
+    """security.istio.io AuthorizationPolicy."""
+
+    action: Action = Action.ALLOW
+    """What happens to a request that a rule matches."""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    """spec.selector.matchLabels; empty for the whole namespace or mesh."""
+    rules: tuple[Rule, ...] = ()
+    """Rules of which one must match. Without rules, the policy matches nothing."""
+    dry_run: bool = False
+    """Whether the policy is not enforced (annotation istio.io/dry-run)."""
+
+    def is_mesh_wide(self, root_namespace: str) -> bool:
+        """Whether it may apply to pods of every namespace."""
+        return self.namespace == root_namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationRule(Object):
     """networking.istio.io DestinationRule."""
 
@@ -583,7 +602,7 @@ class CallerFact(Object):
         return self.traffic_of(call).is_certain and self.namespace in ("", namespace)
 
 
-TrafficFact: TypeAlias = ModePolicy | DestinationRule
+TrafficFact: TypeAlias = ModePolicy | DestinationRule | AuthorizationPolicy
 """Facts of `TRAFFIC_KINDS`."""
 Fact: TypeAlias = (
     Namespace
@@ -615,6 +634,18 @@ MESH_TLS = TlsSettings(min_version="TLSV1_3")
 """Default of meshMTLS."""
 TLS_DEFAULTS = TlsSettings()
 """Default of tlsDefaults."""
+
+
+class PathNormalization(StrEnum):
+    """How a server's sidecar changes paths before authorization and the application see them."""
+
+    NONE = "NONE"
+    BASE = "BASE"
+    """As RFC 3986 says: `.` and `..` are resolved, and a backslash is a slash."""
+    MERGE_SLASHES = "MERGE_SLASHES"
+    """As BASE, and several slashes are one."""
+    DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
+    """As MERGE_SLASHES, after `%2F` and `%5C` have been decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -649,6 +680,8 @@ class MeshConfig:
     The sidecar connects to its application at the pod's address (PASSTHROUGH) or at 127.0.0.1 (LOCALHOST).
     Connections to a port that belongs to no Service always keep their original destination.
     """
+    path_normalization: PathNormalization = PathNormalization.BASE
+    """pathNormalization."""
     proxy_listen_port: int = 15001
     """Port to which outbound connections are redirected."""
     proxy_inbound_listen_port: int = 15006
@@ -756,6 +789,8 @@ class Problem:
         return printable(f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else ""))
 
 
+DRY_RUN = "istio.io/dry-run"
+"""Annotation of an AuthorizationPolicy: with the value `true`, the policy is not enforced."""
 ROLLOUT = "sidecar.xds/rollout"
 """Annotation of a policy; with the value `immediate`, the policy applies without waiting for proxies."""
 

@@ -8,7 +8,16 @@ from enum import Enum, auto
 from typing import Any, TypeAlias
 
 from xds.mesh.model.objects import Fact, Meta
-from xds.mesh.parse import authentication, callers, core, destinationrule, endpoints, entries, names
+from xds.mesh.parse import (
+    authentication,
+    authorization,
+    callers,
+    core,
+    destinationrule,
+    endpoints,
+    entries,
+    names,
+)
 from xds.mesh.parse.fail_closed import FailClosed
 from xds.mesh.parse.reading import Field, Log
 
@@ -171,6 +180,15 @@ KINDS = (
         make_replacement=authentication.peer_authentication_fail_closed,
     ),
     Kind(
+        "AuthorizationPolicy",
+        "security.istio.io",
+        _OLD,
+        authorization.authorization_policy,
+        watch=Watch.SERVED,
+        has_status=True,
+        make_replacement=authorization.authorization_policy_fail_closed,
+    ),
+    Kind(
         "DestinationRule",
         "networking.istio.io",
         _ISTIO,
@@ -231,7 +249,6 @@ KINDS = (
         namespaced=False,
         used=callers.UsedDefinition,
     ),
-    _unenforced("AuthorizationPolicy", "security.istio.io", _OLD, _DENIES),
     _unenforced("RequestAuthentication", "security.istio.io", _OLD, _DENIES),
     _unenforced("Sidecar", "networking.istio.io", _ISTIO),
     _unenforced(

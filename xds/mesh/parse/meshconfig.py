@@ -8,7 +8,14 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem, TlsSettings
+from xds.mesh.model.objects import (
+    ADMIN_PORT,
+    HEALTH_PORT,
+    MeshConfig,
+    PathNormalization,
+    Problem,
+    TlsSettings,
+)
 from xds.mesh.parse import names
 from xds.mesh.parse.destinationrule import export_to
 from xds.mesh.parse.loadbalancer import locality_lb
@@ -22,7 +29,7 @@ _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
     "proxyInboundListenPort proxyHttpPort meshMTLS tlsDefaults sdsUdsPath "
-    "localityLbSetting"
+    "localityLbSetting pathNormalization"
 )
 _WITHOUT_EFFECT = (
     "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
@@ -30,7 +37,7 @@ _WITHOUT_EFFECT = (
     "defaultVirtualServiceExportTo disableEnvoyListenerLog discoverySelectors dnsRefreshRate "
     "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
     "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
-    "mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
+    "mixerCheckServer mixerReportServer disablePolicyChecks "
     "serviceScopeConfigs serviceSettings tcpKeepalive verifyCertificateAtClient "
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
@@ -69,6 +76,16 @@ class InboundPolicy(StrEnum):
 
     PASSTHROUGH = "PASSTHROUGH"
     LOCALHOST = "LOCALHOST"
+
+
+class Normalization(StrEnum):
+    """`pathNormalization.normalization`."""
+
+    DEFAULT = "DEFAULT"
+    NONE = "NONE"
+    BASE = "BASE"
+    MERGE_SLASHES = "MERGE_SLASHES"
+    DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
 
 
 class TlsVersion(StrEnum):
@@ -128,6 +145,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
             root[name].notice("has no effect here", _INSTEAD.get(name, ""))
     outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
     inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
+    paths = root["pathNormalization"].mapping("normalization")["normalization"].choice(Normalization)
     fields: dict[str, Any] = {
         "enable_auto_mtls": root["enableAutoMtls"].boolean(),
         "trust_domain": root["trustDomain"].name(names.trust_domain) or None,
@@ -139,6 +157,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
         "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
         "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
         "connect_timeout": root["connectTimeout"].seconds(_MIN_TIMEOUT),
+        "path_normalization": None if paths is Normalization.DEFAULT else paths and PathNormalization(paths),
         "allow_any_outbound": outbound and outbound is OutboundPolicy.ALLOW_ANY,
         "passthrough_inbound": inbound and inbound is InboundPolicy.PASSTHROUGH,
         "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),

@@ -15,8 +15,11 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Call, CallerFact, Mode, OutsideTraffic, Pod, Ref, Service, ServicePort
 from xds.mesh.model.scraping import SCRAPE, scraped_ports
+from xds.mesh.policy.access import permission
+from xds.mesh.policy.authorization import Access
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode
+from xds.mesh.policy.reach import Failure, rules_at
 from xds.mesh.policy.steps import Steps, finish
 
 METRICS_PORT_NAMES = frozenset(
@@ -36,11 +39,17 @@ class Refusal:
     port: int
     """Port of the pods."""
     decided_by: Ref
-    """Object that sets STRICT."""
+    """Object that sets STRICT, or AuthorizationPolicy that denies access."""
     source: Ref | None = None
     """Object that proves the traffic; None if the pods do."""
     breaks: bool
     """Whether the traffic exists for certain, and not only probably."""
+
+    @property
+    def failure(self) -> Failure:
+        """Why sidecars refuse it."""
+        denies = self.decided_by.kind == "AuthorizationPolicy"
+        return Failure.ACCESS_DENIED if denies else Failure.SERVER_REQUIRES_MTLS
 
 
 class RefusalKey(NamedTuple):
@@ -56,9 +65,18 @@ class RefusalKey(NamedTuple):
 def refused_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> Iterator[RefusalKey]:
     """Yield the direct traffic to a pod that its sidecar refuses."""
     for port, traffic, source, is_certain in direct_traffic(mesh, pod, calls):
-        mode = mode_at(mesh, pod, port)
-        if mode and mode[0] is Mode.STRICT:
-            yield RefusalKey(traffic, port, mode[1], source, is_certain)
+        if decided_by := _refused_by(mesh, pod, port):
+            yield RefusalKey(traffic, port, decided_by, source, is_certain)
+
+
+def _refused_by(mesh: Mesh, pod: Pod, port: int) -> Ref | None:
+    """Return the object that makes a pod's sidecar refuse plaintext at a port, or None."""
+    mode = mode_at(mesh, pod, port)
+    if mode and mode[0] is Mode.STRICT:
+        return mode[1]
+    rules = rules_at(mesh, Endpoint(address=pod.address, port=port, pod=pod))
+    found = permission(mesh.config, rules, "") if rules else None
+    return found.policies[0] if found and found.access is Access.DENIED else None
 
 
 def refusals(mesh: Mesh, pods: Iterable[Pod]) -> list[Refusal]:

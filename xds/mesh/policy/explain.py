@@ -8,6 +8,7 @@ from typing import NamedTuple, assert_never
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
+    AuthorizationPolicy,
     DestinationRule,
     Mode,
     ModePolicy,
@@ -66,6 +67,7 @@ _FAILURES = {
     Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
+    Failure.ACCESS_DENIED: "{policies} denies it",
     Failure.TLS_NOT_THE_MESHS: f"the client sends {_OTHER_TLS}, which the server's sidecar does not accept",
     Failure.TLS_LEFT_TO_APPLICATION: f"the client sends {_OTHER_TLS}, which the application may not support",
 }
@@ -248,13 +250,15 @@ def explain_endpoint(
     overridden = (_decider(mesh, ref, decided_for.port) for ref in rules if ref != decision.decided_by)
     decided_by = _decider(mesh, decision.decided_by, decided_for.port) if decision.decided_by else None
     desired = Configured(decision.send, enforced.mode if enforced else None)
-    result, reason, _ = found.answer
+    result, reason, policies, conditions = found.answer
     failure = _FAILURES[reason] if isinstance(reason, Failure) else ""
+    words |= {"absence": _why_not_intercepted(reached), "policies": ", ".join(map(str, policies))}
+    suffix = f"; allowed {', '.join(conditions)}" if conditions else ""
     return Explanation(
         port=port,
         result=result,
         reason=reason,
-        why=owner + failure.format(absence=_why_not_intercepted(reached)) if failure else why,
+        why=owner + failure.format(**words) if failure else why + suffix,
         client=Side(f"{SENDS[decision.send]}: {why}", decided_by, tuple(overridden)),
         server=server_side(mesh, reached, enforced),
         desired=desired,
@@ -292,6 +296,10 @@ def _scope(fact: TrafficFact, port: int, root_namespace: str) -> str:
         case ModePolicy() if fact.selector or (fact.scope_unknown and fact.is_peer_authentication):
             return f"port {port}" if fact.ports.get(port) else "the workload"
         case ModePolicy():
+            return "the mesh" if fact.is_mesh_wide(root_namespace) else "the namespace"
+        case AuthorizationPolicy() if fact.selector:
+            return "the workload"
+        case AuthorizationPolicy():
             return "the mesh" if fact.is_mesh_wide(root_namespace) else "the namespace"
         case _:
             assert_never(fact)

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Interception, Meta, Pod, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
+from xds.mesh.policy.access import IdentityPattern, identity_class, patterns_of
 from xds.mesh.policy.destination import RuleKey, distinguished_namespaces, rule_key
 from xds.mesh.policy.reach import RANKS, Answer, Outcome, Server, answer_for, sender_of, server_of
 from xds.mesh.policy.steps import Steps, finish
 
-SenderKey: TypeAlias = tuple[RuleKey, Redirection, Interception] | None
-"""Key for clients whose answers cannot differ; None for clients without a sidecar."""
+_Path: TypeAlias = tuple[RuleKey, Redirection, Interception]
+"""What decides how a client's sidecar connects."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SenderKey:
+    """A class of clients whose answers cannot differ. A mesh has one object for each class."""
+
+    path: _Path | None
+    """What decides how their sidecars connect; None without one. Equal ones are one object."""
+    identity: frozenset[IdentityPattern] = frozenset()
+    """Patterns of authorization rules that match their identities."""
+
 
 K = TypeVar("K", bound=Hashable)
 
@@ -61,7 +73,6 @@ class Hop:
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield the outcome for each client and endpoint."""
-        result, reason, decided_by = self.answer
         for client in (pod for clients in self.clients for pod in clients.pods):
             for endpoint in self.endpoints or (None,):
                 yield Outcome(
@@ -69,9 +80,10 @@ class Hop:
                     service=self.service,
                     port=self.port,
                     endpoint=endpoint,
-                    result=result,
-                    reason=reason,
-                    decided_by=decided_by,
+                    result=self.answer.result,
+                    reason=self.answer.reason,
+                    decided_by=self.answer.decided_by,
+                    conditions=self.answer.conditions,
                 )
 
 
@@ -150,10 +162,14 @@ def targets_of(services: Iterable[Service]) -> list[Target]:
 
 def sender_key(mesh: Mesh, client: Pod) -> SenderKey:
     """Return a key for a client: clients with equal keys get the same answer from each endpoint."""
-    if not client.has_sidecar:
-        return None
-    key = rule_key(mesh, client.namespace, client.meta.labels)
-    return key, client.redirection, client.interception
+    path, identity = None, frozenset[IdentityPattern]()
+    if client.has_sidecar:
+        path = rule_key(mesh, client.namespace, client.meta.labels), client.redirection, client.interception
+        identity = identity_class(mesh, client)
+    # A mesh can have a thousand classes, which are compared for each service.
+    known: dict[object, Any] = mesh.scratch.setdefault("senders", {})
+    found: SenderKey = known.setdefault((path, identity), SenderKey(known.setdefault(path, path), identity))
+    return found
 
 
 class Answers(NamedTuple):
@@ -193,23 +209,30 @@ def answer_steps(
     # Where an address is contested, answers also depend on the rules for other Services.
     is_contested = any(server and server.contest for server in classes)
     namespaces = None if is_contested else distinguished_namespaces(mesh, service)
-    known: dict[SenderKey, Sequence[Answer]] = {}
+    ruled = (server.rules for server in classes if server and server.rules)
+    patterns = frozenset[IdentityPattern]().union(*map(patterns_of, ruled))
+    known: dict[object, dict[frozenset[IdentityPattern], Sequence[Answer]]] = {}
+    by_path: dict[int, dict[frozenset[IdentityPattern], Sequence[Answer]]] = {}
     by_sender: dict[SenderKey, Sequence[Answer]] = {}
     for key, client in senders.items():
-        own_key = key if namespaces is None else _key_for(key, namespaces)
-        if own_key not in known:
+        if id(key.path) not in by_path:
+            path = key.path if namespaces is None else _path_for(key.path, namespaces)
+            by_path[id(key.path)] = known.setdefault(path, {})
+        by_identity = by_path[id(key.path)]
+        identity = key.identity if is_contested else key.identity & patterns
+        if identity not in by_identity:
             sender = sender_of(mesh, client, service)
-            known[own_key] = [answer_for(mesh, sender, service, port, server) for server in classes]
+            by_identity[identity] = [answer_for(mesh, sender, service, port, server) for server in classes]
             yield
-        by_sender[key] = known[own_key]
+        by_sender[key] = by_identity[identity]
     return Answers(list(classes.values()), by_sender)
 
 
-def _key_for(key: SenderKey, namespaces: Collection[str]) -> SenderKey:
-    """Return one key for the clients of a service in all but some namespaces."""
-    if key is None or key[0][0] in namespaces:
-        return key
-    return ("", ()), *key[1:]
+def _path_for(path: _Path | None, namespaces: Collection[str]) -> _Path | None:
+    """Return the same for the clients of a service in all but some namespaces."""
+    if path is None or path[0][0] in namespaces:
+        return path
+    return ("", ()), *path[1:]
 
 
 class Grouping(Generic[K]):
@@ -218,18 +241,23 @@ class Grouping(Generic[K]):
     def __init__(self, pods_by_key: Mapping[K, Iterable[Pod]]) -> None:
         self._pods = pods_by_key
         self._merged: dict[tuple[K, ...], tuple[Clients, ...]] = {}
+        pods = (pod for each in pods_by_key.values() for pod in each)
+        in_order = sorted(pods, key=lambda pod: natural_key(pod.namespace, pod.service_account, pod.name))
+        self._ranks = {pod.ref: rank for rank, pod in enumerate(in_order)}
 
     def merge(self, keys: Iterable[K]) -> tuple[Clients, ...]:
         """Return the pods of some classes. Equal keys return the same objects."""
         key = tuple(keys)
         if key not in self._merged:
-            self._merged[key] = _by_account(pod for item in key for pod in self._pods[item])
+            pods = (pod for item in key for pod in self._pods[item])
+            self._merged[key] = _by_account(sorted(pods, key=lambda pod: self._ranks[pod.ref]))
         return self._merged[key]
 
 
 def _by_account(pods: Iterable[Pod]) -> tuple[Clients, ...]:
+    """Return pods in natural order by namespace and service account."""
     namespaces: dict[str, dict[str, list[Pod]]] = {}
-    for pod in sorted(pods, key=lambda pod: natural_key(pod.namespace, pod.service_account, pod.name)):
+    for pod in pods:
         namespaces.setdefault(pod.namespace, {}).setdefault(pod.service_account, []).append(pod)
     return tuple(
         Clients(namespace=name, accounts={account: tuple(pods) for account, pods in accounts.items()})

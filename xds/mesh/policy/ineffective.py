@@ -18,6 +18,7 @@ from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
     TRAFFIC_KINDS,
+    AuthorizationPolicy,
     DestinationRule,
     ModePolicy,
     Namespace,
@@ -187,6 +188,9 @@ def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Ite
             if selector and not any(facts.selected(selector)):
                 what = f"workloadSelector {_matches_no_pod(policy, selector)}"
                 yield _problem(policy, what, _similar_label(facts, selector))
+        case AuthorizationPolicy():
+            if not is_root and (finding := _without_sidecar(facts, policy, _pods_of(facts, policy))):
+                yield finding
         case _:
             assert_never(policy)
 
@@ -204,22 +208,34 @@ def _mode_policy(facts: NamespaceFacts, pa: ModePolicy, *, is_root: bool) -> Ite
                 "remove the selector to apply it to the whole mesh, or move it to the workload's namespace",
             )
         return
-    selected = facts.selected(pa.selector) if pa.selector else facts.pods.values()
-    pods = [pod for pod in selected if not pod.ended]
-    if pa.selector and not pods:
-        what = f"selector {_matches_no_pod(pa, pa.selector)}"
-        scaled = next((s for s in facts.services.values() if _is_scaled_to_zero(facts, s, pa.selector)), None)
-        hint = f"Service {scaled.name} selects the same workload and has no pods either" if scaled else ""
-        yield _problem(pa, what, hint or _similar_label(facts, pa.selector), notice=scaled is not None)
-    elif _have_no_sidecar(pods):
-        if pa.selector:
-            text = _format(pa.selector)
-            what = f"selector {text} matches only pods without a sidecar in namespace {pa.namespace}"
-            yield _problem(pa, f"{what}, so it has no effect", _INJECT)
-        else:
-            yield _no_sidecar_in(pa)
+    pods = _pods_of(facts, pa)
+    if finding := _without_sidecar(facts, pa, pods):
+        yield finding
     elif pa.ports:
         yield from _ports(facts, pa, pods)
+
+
+def _pods_of(facts: NamespaceFacts, policy: ModePolicy | AuthorizationPolicy) -> list[Pod]:
+    selected = facts.selected(policy.selector) if policy.selector else facts.pods.values()
+    return [pod for pod in selected if not pod.ended]
+
+
+def _without_sidecar(
+    facts: NamespaceFacts, policy: ModePolicy | AuthorizationPolicy, pods: Collection[Pod]
+) -> _Finding | None:
+    """Return the problem of a policy that applies to no pod with a sidecar, or None."""
+    selector = policy.selector
+    if selector and not pods:
+        what = f"selector {_matches_no_pod(policy, selector)}"
+        scaled = next((s for s in facts.services.values() if _is_scaled_to_zero(facts, s, selector)), None)
+        hint = f"Service {scaled.name} selects the same workload and has no pods either" if scaled else ""
+        return _problem(policy, what, hint or _similar_label(facts, selector), notice=scaled is not None)
+    if not _have_no_sidecar(pods):
+        return None
+    if not selector:
+        return _no_sidecar_in(policy)
+    what = f"selector {_format(selector)} matches only pods without a sidecar in namespace {policy.namespace}"
+    return _problem(policy, f"{what}, so it has no effect", _INJECT)
 
 
 def _have_no_sidecar(pods: Iterable[Pod]) -> bool:

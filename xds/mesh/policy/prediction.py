@@ -28,7 +28,7 @@ from xds.mesh.policy.hops import (
     targets_of,
 )
 from xds.mesh.policy.listeners import ready_endpoints
-from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
+from xds.mesh.policy.reach import Answer, Failure, Result, rank
 from xds.mesh.policy.steps import Steps, finish
 
 
@@ -280,14 +280,16 @@ def _pairs(old: Answers, new: Answers) -> dict[_Pair, list[Endpoint]]:
 
 def _answer_before(by_class: Iterable[Answer], index: int | None) -> Answer:
     by_class = list(by_class)
-    return max(by_class, key=lambda answer: RANKS[answer.result]) if index is None else by_class[index]
+    return max(by_class, key=rank) if index is None else by_class[index]
 
 
 def _effect(before: Answer, after: Answer) -> Effect | None:
     if before.result is after.result:
         # Whether TLS that is left to the application works is unknown. All other failures are certain.
         was_unknown = before.reason is Failure.TLS_LEFT_TO_APPLICATION
-        return Effect.MAY_BREAK if was_unknown and before.reason is not after.reason else None
+        if was_unknown and before.reason is not after.reason:
+            return Effect.MAY_BREAK
+        return Effect.MAY_BREAK if after.conditions and before.conditions != after.conditions else None
     if after.result is Result.FAILS:
         return Effect.BREAKS
     if before.result is Result.FAILS:

@@ -8,7 +8,6 @@ from xds.mesh.model.objects import OutsideTraffic, Ref
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.prediction import Effect, HopChange, Prediction
-from xds.mesh.policy.reach import Failure
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 
@@ -49,7 +48,7 @@ def _hop_sentence(change: HopChange) -> str:
 
 
 def _refusal_sentence(refusal: Refusal) -> str:
-    why = f"{Failure.SERVER_REQUIRES_MTLS} ({refusal.decided_by})"
+    why = f"{refusal.failure} ({refusal.decided_by})"
     target = format_pod_port(refusal)
     client = format_outside_client(refusal.traffic, refusal.source)
     return f"{client} -> {target} would fail: {why}; {refusal_remedy(refusal)}"

@@ -11,9 +11,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Interception, Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import Interception, Mode, Pod, Protocol, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TlsMode
+from xds.mesh.policy.access import PortRules, permission, port_rules
+from xds.mesh.policy.authorization import Access
 from xds.mesh.policy.destination import ClientRule, client_rule
 from xds.mesh.policy.listeners import is_used, servers_of
 from xds.mesh.policy.mtls import (
@@ -73,6 +75,8 @@ class Failure(StrEnum):
     """The client sends mutual TLS to a pod without a sidecar."""
     IDENTITY_REFUSED = "identity-refused"
     """The DestinationRule's subjectAltNames do not contain the endpoint's identity."""
+    ACCESS_DENIED = "access-denied"
+    """An AuthorizationPolicy denies all connections of the client to the port."""
     TLS_NOT_THE_MESHS = "tls-not-the-meshs"
     """The client sends SIMPLE or MUTUAL TLS to a sidecar, which expects mesh mTLS or plaintext HTTP."""
     TLS_LEFT_TO_APPLICATION = "tls-left-to-application"
@@ -89,8 +93,16 @@ class Answer(NamedTuple):
     decided_by: tuple[Ref, ...] = ()
     """Object that decided what the client sends, then the object that decided what the server accepts.
 
-    If an endpoint's Pod is unknown: the EndpointSlices that list it, and the Pods that they name.
+    If an endpoint's Pod is unknown: the EndpointSlices that list it, and the Pods that they name. If access
+    is denied: the AuthorizationPolicies that deny it.
     """
+    conditions: tuple[str, ...] = ()
+    """Conditions of AuthorizationPolicies, in words, if they allow only some requests."""
+
+
+def rank(answer: Answer) -> tuple[object, ...]:
+    """Return a key to sort answers by, worst first: those that are allowed without a condition come last."""
+    return RANKS[answer.result], not answer.conditions, answer.conditions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +123,8 @@ class Outcome:
     """Rule that decided, or why the connection fails."""
     decided_by: tuple[Ref, ...] = ()
     """Objects that decided, as in `Answer`."""
+    conditions: tuple[str, ...] = ()
+    """Conditions of AuthorizationPolicies, as in `Answer`."""
 
 
 def outcome(
@@ -118,15 +132,16 @@ def outcome(
 ) -> Outcome:
     """Return the outcome for one client and endpoint."""
     server = server_of(mesh, service, port, endpoint, [client.redirection]) if endpoint else None
-    result, reason, refs = answer_for(mesh, sender_of(mesh, client, service), service, port, server)
+    answer = answer_for(mesh, sender_of(mesh, client, service), service, port, server)
     return Outcome(
         client=client,
         service=service,
         port=port,
         endpoint=endpoint,
-        result=result,
-        reason=reason,
-        decided_by=refs,
+        result=answer.result,
+        reason=answer.reason,
+        decided_by=answer.decided_by,
+        conditions=answer.conditions,
     )
 
 
@@ -152,6 +167,8 @@ class Server(NamedTuple):
     """Whether the server's port is declared as HTTP. Its sidecar then parses requests."""
     identity: str
     """SPIFFE ID of the pod; empty for an address outside the mesh."""
+    rules: PortRules | None
+    """AuthorizationPolicies' rules of the port; None if there are none."""
     excluded_by: frozenset[Redirection]
     """Redirections of clients whose connections to the endpoint bypass their sidecars."""
     contest: Contest | None
@@ -222,9 +239,19 @@ def _server(mesh: Mesh, endpoint: Endpoint) -> Server:
         enforced=enforced_mode(mesh, endpoint),
         http=bool(exposure and exposure.port.protocol.is_http),
         identity=pod.identity(mesh.config.trust_domain) if pod else "",
+        rules=rules_at(mesh, endpoint),
         excluded_by=frozenset(),
         contest=None,
     )
+
+
+def rules_at(mesh: Mesh, endpoint: Endpoint) -> PortRules | None:
+    """Return the rules of AuthorizationPolicies at an endpoint; None if no sidecar enforces any."""
+    pod = endpoint.pod
+    if pod is None or enforced_mode(mesh, endpoint) is None:
+        return None
+    exposure = mesh.exposure(pod, endpoint.port)
+    return port_rules(mesh, pod, endpoint.port, exposure.port.protocol if exposure else Protocol.AUTO)
 
 
 def answer_for(
@@ -242,7 +269,7 @@ def answer_for(
     if decision and decision.reason is Reason.NOT_EXPORTED and not mesh.config.allow_any_outbound:
         return Answer(Result.FAILS, Failure.NOT_EXPORTED)
     decision = decision or decide_for_mode(mesh, sender.rule, port, server.mode)
-    return _judge(decision, sender.rule, port, server)
+    return _judge(mesh, sender, decision, sender.rule, port, server)
 
 
 def connection(
@@ -300,13 +327,22 @@ def _contested(  # noqa: PLR0917
     for found in servers:
         reached = _server(mesh, found)
         sent = Sent(decision or decide_for_mode(mesh, rule, port, reached.mode), picked or found, found)
-        connections.append(Connection(service, port, sent, _judge(sent.decision, rule, port, reached)))
+        connections.append(
+            Connection(service, port, sent, _judge(mesh, sender, sent.decision, rule, port, reached))
+        )
     if not connections:
         return Connection(service, port, None, absent)
     return min(connections, key=lambda found: RANKS[found.answer.result])
 
 
-def _judge(decision: Decision, rule: ClientRule | None, port: ServicePort, server: Server) -> Answer:
+def _judge(  # noqa: PLR0917
+    mesh: Mesh,
+    sender: Sender,
+    decision: Decision,
+    rule: ClientRule | None,
+    port: ServicePort,
+    server: Server,
+) -> Answer:
     """Return the answer of a server to what a client sends, whose DestinationRule is `rule`."""
     if server.closed:
         return Answer(Result.FAILS, Failure.PORT_OF_SIDECAR)
@@ -319,7 +355,13 @@ def _judge(decision: Decision, rule: ClientRule | None, port: ServicePort, serve
     if mismatch:
         return Answer(Result.FAILS, mismatch, decided_by)
     result = Result.MTLS if decision.send is Send.MTLS else Result.PLAINTEXT
-    return Answer(result, decision.reason, decided_by)
+    if server.rules is None:
+        return Answer(result, decision.reason, decided_by)
+    identity = sender.pod.identity(mesh.config.trust_domain) if result is Result.MTLS else ""
+    access, policies, conditions = permission(mesh.config, server.rules, identity)
+    if access is Access.DENIED:
+        return Answer(Result.FAILS, Failure.ACCESS_DENIED, policies)
+    return Answer(result, decision.reason, decided_by, conditions)
 
 
 def _unique(refs: Iterable[Ref | None]) -> tuple[Ref, ...]:

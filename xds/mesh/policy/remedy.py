@@ -36,6 +36,7 @@ _FAILS = {
     ),
     Failure.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints, or remove tls from {client}",
     Failure.IDENTITY_REFUSED: "add the identities of the endpoints to subjectAltNames in {client}",
+    Failure.ACCESS_DENIED: "allow {clients} in {server}",
     Failure.TLS_NOT_THE_MESHS: "set ISTIO_MUTUAL in {client}, or remove its tls",
     Failure.TLS_LEFT_TO_APPLICATION: "check that the application supports TLS, or remove tls from {client}",
 }
@@ -65,6 +66,10 @@ def remedy(answer: Answer, clients: str, client: Pod) -> str:
     refs = {"client": answer.decided_by[0], "server": answer.decided_by[-1]} if answer.decided_by else {}
     if answer.reason is Failure.SERVER_REQUIRES_MTLS:
         return _when_required(answer, client).format(clients=clients, **refs)
+    if answer.reason is Failure.ACCESS_DENIED and not client.has_sidecar:
+        return f"{_FAILS[answer.reason]}, or add a sidecar to them if it names identities".format(
+            clients=clients, **refs
+        )
     if answer.reason is Reason.CLIENT_WITHOUT_SIDECAR and client.host_network:
         return f"{_HOST_NETWORK.format(clients=clients)}, or accept plaintext"
     text = _PLAINTEXT[answer.reason] if isinstance(answer.reason, Reason) else _FAILS[answer.reason]
@@ -92,6 +97,8 @@ def change_remedy(change: HopChange) -> str:
 def refusal_remedy(refusal: Refusal) -> str:
     """Return how to let direct traffic pass."""
     port, policy = refusal.port, refusal.decided_by
+    if refusal.failure is Failure.ACCESS_DENIED:
+        return f"allow requests without an identity to port {port} in {policy}"
     exempt = (
         f"exempt port {port} (PeerAuthentication with a selector, mtls STRICT and portLevelMtls {port} "
         f"PERMISSIVE), or use PERMISSIVE in {policy}"

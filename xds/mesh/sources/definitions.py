@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias, assert_never
 
 from xds.mesh.inject.workloads import FoundTemplate
+from xds.mesh.model.authorization import Action
 from xds.mesh.model.objects import (
+    AuthorizationPolicy,
     CallerFact,
     Change,
     DestinationRule,
@@ -309,6 +311,10 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
             mode = fact.mode or Mode.PERMISSIVE
             modes = [mode, *(each or mode for each in fact.ports.values())]
             is_narrow = bool(fact.selector or fact.targets)
+        case AuthorizationPolicy():
+            # ALLOW denies all other requests.
+            order = (Action.ALLOW, Action.DENY, Action.CUSTOM, Action.AUDIT)
+            return len(order) * fact.dry_run + order.index(fact.action), bool(fact.selector)
         case (
             None
             | Namespace()

@@ -198,7 +198,7 @@ class Account(_message.Message):
     def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ..., workloads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed", "outside", "pods")
+    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed", "outside", "pods", "conditions")
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +211,7 @@ class Hop(_message.Message):
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     OUTSIDE_FIELD_NUMBER: _ClassVar[int]
     PODS_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     clients: _containers.RepeatedCompositeFieldContainer[Clients]
     service: str
     port: int
@@ -223,7 +224,8 @@ class Hop(_message.Message):
     observed: ObservedTraffic
     outside: str
     pods: _containers.RepeatedCompositeFieldContainer[Clients]
-    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., outside: _Optional[str] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ...) -> None: ...
+    conditions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., outside: _Optional[str] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ObservedTraffic(_message.Message):
     __slots__ = ("modes",)
@@ -242,7 +244,7 @@ class ModeTraffic(_message.Message):
     def __init__(self, mode: _Optional[_Union[_traffic_pb2.TrafficEdge.Mode, str]] = ..., requests_per_minute: _Optional[float] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ConnectionResult(_message.Message):
-    __slots__ = ("client", "service", "port", "endpoint", "address", "outcome", "reason", "decided_by", "observed")
+    __slots__ = ("client", "service", "port", "endpoint", "address", "outcome", "reason", "decided_by", "observed", "conditions")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +254,7 @@ class ConnectionResult(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     client: str
     service: str
     port: int
@@ -261,7 +264,8 @@ class ConnectionResult(_message.Message):
     reason: str
     decided_by: _containers.RepeatedScalarFieldContainer[str]
     observed: ObservedTraffic
-    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ...) -> None: ...
+    conditions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
     __slots__ = ("manifests", "deletions", "observed", "default_namespace", "ignored_kinds")
@@ -382,14 +386,16 @@ class HopChange(_message.Message):
     def __init__(self, effect: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., before: _Optional[_Union[Answer, _Mapping]] = ..., after: _Optional[_Union[Answer, _Mapping]] = ..., remedy: _Optional[str] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("outcome", "reason", "decided_by")
+    __slots__ = ("outcome", "reason", "decided_by", "conditions")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     outcome: str
     reason: str
     decided_by: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ...) -> None: ...
+    conditions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RefusedTraffic(_message.Message):
     __slots__ = ("traffic", "breaks", "pods", "port", "decided_by", "remedy", "source")

@@ -151,7 +151,7 @@ class ProblemMetrics(Collector):
         )
         yield gauge(
             "xds_unenforced_objects",
-            "Objects of kinds that the control plane does not enforce, such as AuthorizationPolicy.",
+            "Objects of kinds that the control plane does not enforce, such as RequestAuthentication.",
             {kind.name: unenforced.get(kind.name, 0) for kind in UNENFORCED},
             "kind",
         )

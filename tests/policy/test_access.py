@@ -1,0 +1,168 @@
+"""What predictions say of AuthorizationPolicies: who is denied, and which requests are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, service
+from tests.support.predictions import predict
+from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import AuthorizationPolicy, Change, MeshConfig, Protocol, ServicePort
+from xds.mesh.policy.access import describe
+from xds.mesh.policy.authorization import Request
+from xds.mesh.policy.direct import refusals
+from xds.mesh.policy.explain import explain
+from xds.mesh.policy.hops import hops
+from xds.mesh.policy.prediction import Effect, HopChange, predict_change
+from xds.mesh.policy.prediction_text import breaking_sentences
+from xds.mesh.policy.remedy import change_remedy
+
+WEB, A, B, NAKED = pod("web", "x"), pod("a", "x"), pod("b", "y"), pod("naked", "x", sidecar=False)
+SERVED = service("web", "x", HTTP, TCP)
+SHOP = (WEB, A, B, NAKED, SERVED)
+
+
+def policy(
+    *rules: Rule, action: Action = Action.ALLOW, name: str = "rules", namespace: str = "x", **selector: str
+) -> AuthorizationPolicy:
+    return AuthorizationPolicy(
+        meta=meta("AuthorizationPolicy", namespace, name), action=action, rules=rules, selector=selector
+    )
+
+
+def source(attribute: Attribute, *values: str) -> Rule:
+    return Rule(sources=((Condition(attribute, tuple(map(Pattern.parse, values))),),))
+
+
+def operation(attribute: Attribute, *values: str) -> Rule:
+    return Rule(operations=((Condition(attribute, tuple(map(Pattern.parse, values))),),))
+
+
+A_ONLY = source(Attribute.PRINCIPAL, "cluster.local/ns/x/sa/a")
+READS = operation(Attribute.METHOD, "GET", "HEAD")
+
+
+def found(world: Mesh, port: int = 80) -> dict[str, str]:
+    """Return the result of each client's call, with the conditions."""
+    return {
+        each.client.name: " ".join((each.result, each.reason, *each.conditions))
+        for each in predict(world)
+        if each.port.port == port and each.client.name != "web"
+    }
+
+
+def test_clients_that_no_rule_names_are_denied():
+    expected = {
+        "a": "mtls auto-mtls",
+        "b": "fails access-denied",
+        "naked": "fails access-denied",
+    }
+    world = mesh(*SHOP, policy(A_ONLY, app="web"))
+    for port in (80, 90):
+        assert found(world, port) == expected
+    denied = [each for each in predict(world) if each.reason == "access-denied"]
+    assert {str(ref) for each in denied for ref in each.decided_by} == {"AuthorizationPolicy x/rules"}
+
+
+def test_grouped_results_are_those_of_each_client():
+    world = mesh(*SHOP, policy(A_ONLY), policy(READS, name="reads", action=Action.DENY, namespace=ROOT))
+    single = {(each.client.ref, each.port.port): each for each in predict(world)}
+    grouped = {(each.client.ref, each.port.port): each for hop in hops(world) for each in hop.outcomes()}
+    assert grouped == single
+
+
+def test_methods_make_results_depend_on_the_request():
+    assert found(mesh(*SHOP, policy(READS))) == dict.fromkeys(
+        ("a", "b"), "mtls auto-mtls if GET|HEAD (AuthorizationPolicy x/rules)"
+    ) | {"naked": "plaintext client-without-sidecar if GET|HEAD (AuthorizationPolicy x/rules)"}
+    deny = policy(READS, action=Action.DENY)
+    assert found(mesh(*SHOP, deny))["a"] == "mtls auto-mtls unless GET|HEAD (AuthorizationPolicy x/rules)"
+    assert found(mesh(*SHOP, deny), 90)["a"] == "fails access-denied", "a DENY loses its conditions on HTTP"
+
+
+def test_undeclared_protocol_may_be_either():
+    auto = ServicePort(port=85, target=8585, name="any", protocol=Protocol.AUTO)
+    world = mesh(WEB, A, service("web", "x", auto), policy(READS))
+    assert found(world, 85)["a"] == (
+        "mtls auto-mtls if GET|HEAD for HTTP (AuthorizationPolicy x/rules) "
+        "not for TCP (AuthorizationPolicy x/rules)"
+    )
+
+
+def test_strict_refuses_before_access_is_decided():
+    assert found(mesh(*SHOP, peer("x", "STRICT"), policy(A_ONLY)))["naked"] == "fails server-requires-mtls"
+
+
+def test_policies_elsewhere_and_of_other_workloads_do_not_matter():
+    deny_all = {"action": Action.DENY, "name": "no"}
+    for other in (policy(Rule(), namespace="y", **deny_all), policy(Rule(), app="other", **deny_all)):
+        assert found(mesh(*SHOP, other)) == found(mesh(*SHOP))
+
+
+def test_explanation_names_the_policy():
+    def summary(world: Mesh, client) -> str:
+        (explained,) = explain(world, client, SERVED, [HTTP])
+        return explained.explanation.summary
+
+    assert summary(mesh(*SHOP, policy(A_ONLY)), B) == "fails: AuthorizationPolicy x/rules denies it"
+    assert summary(mesh(*SHOP, policy(READS)), A) == (
+        "mutual TLS: auto mTLS is enabled, and the server's mode is PERMISSIVE; "
+        "allowed if GET|HEAD (AuthorizationPolicy x/rules)"
+    )
+
+
+def names(change: HopChange) -> list[str]:
+    return [pod.name for clients in change.clients for pod in clients.pods]
+
+
+class TestPlan:
+    def test_new_policy_breaks_clients(self):
+        world = mesh(*SHOP)
+        prediction = predict_change(world, world.apply(Change(applied=(policy(A_ONLY),))))
+        broken = {(change.port.port, client) for change in prediction.hops for client in names(change)}
+        assert broken == {(port, name) for port in (80, 90) for name in ("b", "naked", "web")}
+        assert prediction.effects == {Effect.BREAKS: len(prediction.hops)}
+        assert "access-denied (AuthorizationPolicy x/rules)" in next(breaking_sentences(prediction))
+        assert change_remedy(prediction.hops[0]).startswith("allow ")
+
+    def test_conditions_may_break(self):
+        world = mesh(*SHOP)
+        prediction = predict_change(world, world.apply(Change(applied=(policy(READS),))))
+        assert prediction.effects.keys() == {Effect.MAY_BREAK, Effect.BREAKS}  # TCP cannot be GET.
+        (change, *_) = [each for each in prediction.hops if each.port.port == 80]
+        assert (change.effect, change.after.result) == (Effect.MAY_BREAK, "mtls")
+
+    def test_removed_policy_repairs(self):
+        world = mesh(*SHOP, policy(A_ONLY))
+        prediction = predict_change(world, world.apply(Change(removed=(policy(A_ONLY).ref,))))
+        assert prediction.effects.keys() == {Effect.REPAIRED}
+
+    def test_direct_traffic_is_refused(self):
+        probed = replace(WEB, probe_ports=(8080,))
+        (refusal,) = refusals(mesh(probed, SERVED, policy(A_ONLY)), [probed])
+        assert (refusal.failure, str(refusal.decided_by)) == ("access-denied", "AuthorizationPolicy x/rules")
+
+
+def test_rules_in_words():
+    def condition(attribute: Attribute, *values: str, name: str = "", excluded: tuple[str, ...] = ()):
+        return Condition(
+            attribute, tuple(map(Pattern.parse, values)), tuple(map(Pattern.parse, excluded)), name
+        )
+
+    def words(rule: Rule) -> str:
+        return describe(MeshConfig(), rule, Request(identity=A.identity("cluster.local"), port=8080))
+
+    reads = condition(Attribute.METHOD, "GET")
+    info = condition(Attribute.PATH, "/info*", excluded=("/info/x",))
+    assert words(Rule(operations=((reads, info),))) == "GET /info* not /info/x"
+    assert words(Rule(operations=((reads,), (info,)))) == "GET or /info* not /info/x"
+    many = condition(Attribute.HOST, "a", "b", "c", "d", "e")
+    assert words(Rule(operations=((many,),))) == "request.host a|b|c or 2 more"
+    header = condition(Attribute.HEADER, "x", name="token")
+    address = condition(Attribute.SOURCE_IP, "10.0.0.0/8")
+    whom, others = (condition(Attribute.NAMESPACE, name) for name in "xy")
+    assert words(Rule(((whom, address),), (), (header,))) == "header token x from 10.0.0.0/8"
+    assert words(Rule(((others,), (address,)))) == "any request from 10.0.0.0/8", "the first cannot match"
+    port = condition(Attribute.DESTINATION_PORT, "8080")
+    assert words(Rule((), ((port, reads),))) == "GET", "the port is known"

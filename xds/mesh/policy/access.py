@@ -1,0 +1,198 @@
+"""Authorization of connections, as far as it is known before they are made.
+
+The client's identity and the server's port are known. Paths, methods, addresses and the like are not, so a
+result can depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeAlias
+
+from xds.mesh.model.authorization import Attribute, Condition, Pattern, Rule
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MeshConfig, Pod, Protocol, Ref
+from xds.mesh.policy.authorization import (
+    Access,
+    Request,
+    Rules,
+    SpiffeMatch,
+    SpiffePattern,
+    Verdict,
+    conditions_of,
+    decide,
+    holds,
+    rules_of,
+    spiffe_patterns,
+)
+
+IdentityPattern: TypeAlias = tuple[Attribute, Pattern]
+"""A pattern of a rule for a part of the client's SPIFFE ID."""
+
+
+class PortRules(NamedTuple):
+    """The rules that a sidecar enforces on a port."""
+
+    number: int
+    """Port of the pod."""
+    http: Rules | None
+    """Rules for HTTP requests; None if the port is not declared as HTTP."""
+    tcp: Rules | None
+    """Rules for other connections; None if the port is declared as HTTP."""
+
+    @property
+    def each(self) -> tuple[Rules, ...]:
+        """The rules of each protocol."""
+        return tuple(filter(None, (self.http, self.tcp)))
+
+
+class Permission(NamedTuple):
+    """Whether a client may connect to a port."""
+
+    access: Access
+    """Whether it may."""
+    policies: tuple[Ref, ...] = ()
+    """Policies that decide; empty if none applies."""
+    conditions: tuple[str, ...] = ()
+    """If it depends: on what, in words, such as `if GET /info* (AuthorizationPolicy full/info)`."""
+
+
+def port_rules(mesh: Mesh, pod: Pod, number: int, protocol: Protocol) -> PortRules | None:
+    """Return the rules that a pod's sidecar enforces on a port; None if there are none."""
+    http = None if protocol is Protocol.TCP else rules_of(mesh, pod, http=True)
+    tcp = None if protocol.is_http else rules_of(mesh, pod, http=False)
+    rules = PortRules(number, http, tcp)
+    return rules if any(each.policies for each in rules.each) else None
+
+
+def permission(config: MeshConfig, rules: PortRules, identity: str) -> Permission:
+    """Return whether a client may connect.
+
+    Args:
+        config: settings of the mesh.
+        rules: the rules of the port.
+        identity: SPIFFE ID of the client; empty if it does not send mutual TLS.
+    """
+    request = Request(identity=identity, port=rules.number)
+    verdicts = [(each, decide(config, each, request)) for each in rules.each]
+    accesses = {verdict.access for _, verdict in verdicts}
+    if len(accesses) == 1 and Access.DEPENDS not in accesses:
+        found, verdict = verdicts[0]
+        return Permission(verdict.access, _deciding(found, verdict))
+    words = dict.fromkeys(
+        text
+        for protocol, (found, verdict) in zip(("HTTP", "TCP"), verdicts, strict=False)
+        for text in _words(config, found, request, verdict, f" for {protocol}" if len(verdicts) > 1 else "")
+    )
+    policies = dict.fromkeys(ref for found, verdict in verdicts for ref in _deciding(found, verdict))
+    return Permission(Access.DEPENDS, tuple(policies), tuple(words))
+
+
+def _deciding(rules: Rules, verdict: Verdict) -> tuple[Ref, ...]:
+    if verdict.rules:
+        return tuple(dict.fromkeys(rule.policy for rule in verdict.rules))
+    if verdict.access is Access.ALLOWED:
+        return ()
+    denying = {rule.policy for rule in rules.deny}
+    return tuple(ref for ref in rules.policies if ref not in denying)
+
+
+def _words(
+    config: MeshConfig, rules: Rules, request: Request, verdict: Verdict, protocol: str
+) -> Iterator[str]:
+    if verdict.access is Access.DENIED:
+        yield f"not{protocol} ({', '.join(map(str, _deciding(rules, verdict)))})"
+    elif verdict.access is Access.DEPENDS:
+        for rule in verdict.rules:
+            verb = "unless" if rule in rules.deny else "if"
+            yield f"{verb} {describe(config, rule.rule, request)}{protocol} ({rule.policy})"
+
+
+def _identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
+    """Yield the patterns of rules for the client's SPIFFE ID."""
+    for rule in rules:
+        for condition in conditions_of(rule):
+            if condition.attribute.is_identity:
+                yield from ((condition.attribute, each) for each in (*condition.values, *condition.excluded))
+
+
+def patterns_of(rules: PortRules) -> frozenset[IdentityPattern]:
+    """Return the patterns of a port's rules for the client's SPIFFE ID."""
+    named = (rule for each in rules.each for rule in (*each.deny, *(each.allow or ())))
+    return frozenset(_identity_patterns(rule.rule for rule in named))
+
+
+def identity_class(mesh: Mesh, client: Pod) -> frozenset[IdentityPattern]:
+    """Return the patterns of the mesh's rules that match a client's SPIFFE ID.
+
+    Rules cannot distinguish clients with the same patterns.
+    """
+    key = "identities"
+    if key not in mesh.scratch:
+        mesh.scratch[key] = _Identities(mesh)
+    found: _Identities = mesh.scratch[key]
+    return found.matching(client.identity(mesh.config.trust_domain))
+
+
+class _Identities:
+    """Index of the patterns of all rules for SPIFFE IDs."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._exact: dict[str, set[IdentityPattern]] = {}
+        self._others: list[tuple[SpiffePattern, IdentityPattern]] = []
+        self._matching: dict[str, frozenset[IdentityPattern]] = {}
+        policies = (
+            policy for name in mesh.namespaces() for policy in mesh.in_namespace(name).authorization_policies
+        )
+        rules = (rule for policy in policies for rule in policy.rules)
+        for pattern in dict.fromkeys(_identity_patterns(rules)):
+            for each in spiffe_patterns(mesh.config, *pattern):
+                if each.kind is SpiffeMatch.EXACT:
+                    self._exact.setdefault(each.text, set()).add(pattern)
+                else:
+                    self._others.append((each, pattern))
+
+    def matching(self, identity: str) -> frozenset[IdentityPattern]:
+        """Return the patterns that match a SPIFFE ID."""
+        if identity not in self._matching:
+            others = (pattern for each, pattern in self._others if each.matches(identity))
+            self._matching[identity] = frozenset(self._exact.get(identity, ())).union(others)
+        return self._matching[identity]
+
+
+# --- words ------------------------------------------------------------------------------------------------
+
+_MAX_WORDS = 3
+"""Maximum number of values of a condition that are named."""
+_NAMELESS = (Attribute.METHOD, Attribute.PATH, Attribute.SOURCE_IP)
+"""Attributes whose values say what they are."""
+
+
+def describe(config: MeshConfig, rule: Rule, request: Request) -> str:
+    """Return what a rule requires, beside what is known of the request: `GET /info* from 10.1.0.0/16`."""
+
+    def any_of(alternatives: Iterable[Iterable[Condition]]) -> str:
+        texts = []
+        for conditions in alternatives:
+            unknown = [(each, holds(config, each, request)) for each in conditions]
+            if all(result is not False for _, result in unknown):
+                texts.append(" ".join(_describe(each) for each, result in unknown if result is None))
+        return " or ".join(dict.fromkeys(texts)) if all(texts) else ""
+
+    shared = [each for each in rule.conditions if not each.attribute.is_of_client]
+    requests = any_of((*operation, *shared) for operation in rule.operations or ((),)) or "any request"
+    shared = [each for each in rule.conditions if each.attribute.is_of_client]
+    clients = any_of((*source, *shared) for source in rule.sources or ((),))
+    return f"{requests} from {clients}" if clients else requests
+
+
+def _describe(condition: Condition) -> str:
+    attribute, values, excluded, header = condition
+    name = "" if attribute in _NAMELESS else f"{f'header {header}' if header else attribute} "
+    texts = (_listed(values) if values else "", f"not {_listed(excluded)}" if excluded else "")
+    return name + " ".join(filter(None, texts))
+
+
+def _listed(patterns: tuple[Pattern, ...]) -> str:
+    more = f" or {len(patterns) - _MAX_WORDS} more" if len(patterns) > _MAX_WORDS else ""
+    return "|".join(map(str, patterns[:_MAX_WORDS])) + more
