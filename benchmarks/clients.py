@@ -14,7 +14,7 @@ from http2 import Ended, Http2Stream, Received
 
 from xds.codec import message_class
 from xds.mesh.identity import CERTIFICATE, ROOTS
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, SECRET
 
 _DISCOVERY = "envoy.service.discovery.v3"
 _HTTP_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -183,7 +183,7 @@ class Known:
     def __init__(self, types: Container[str]) -> None:
         self._types = types
         self.names: dict[str, list[str]] = {}
-        """Names that follow a response: of endpoints, secrets and routes."""
+        """Names that follow a response: of endpoints, secrets, routes and configurations of filters."""
         self.versions: dict[str, dict[str, str]] = {CLUSTER: {}, ENDPOINT: {}, ROUTE: {}}
         """Versions of the resources that the sidecars of the namespace share."""
         self._learned: set[str] = set()
@@ -194,14 +194,16 @@ class Known:
         if type_url not in self._learned:
             self._waiting.append((type_url, send))
             return
-        for followed in (ENDPOINT, SECRET) if type_url == CLUSTER else (ROUTE,):
+        for followed in (ENDPOINT, SECRET) if type_url == CLUSTER else (ROUTE, EXTENSION_CONFIG):
             if followed in self._types and self.names.get(followed):
                 send(request(followed, names=self.names[followed]))
 
     def resume(self, node: str) -> Iterable[bytes]:
         """Return the requests of a sidecar that reconnects. It sends all of them at once, as Envoy does."""
-        for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE):
+        for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE, EXTENSION_CONFIG):
             names, versions = self.names.get(type_url, ()), self.versions.get(type_url)
+            if type_url == EXTENSION_CONFIG and not names:
+                continue
             yield request(type_url, names=names, versions=versions, node=node if type_url == CLUSTER else "")
 
     def learn(self, type_url: str, body: bytes) -> None:
@@ -221,7 +223,18 @@ class Known:
 
     def _learn_names(self, type_url: str, resources: list[Any]) -> None:
         if type_url == LISTENER:
-            self.names[ROUTE] = sorted({name for resource in resources for name in _route_names(resource)})
+            managers = [manager for resource in resources for manager in _http_managers(resource)]
+            self.names[ROUTE] = sorted(
+                {each.rds.route_config_name for each in managers if each.HasField("rds")}
+            )
+            self.names[EXTENSION_CONFIG] = sorted(
+                {
+                    http_filter.name
+                    for manager in managers
+                    for http_filter in manager.http_filters
+                    if http_filter.HasField("config_discovery")
+                }
+            )
             return
         self.names[ENDPOINT] = [
             c.eds_cluster_config.service_name or c.name for c in resources if c.type == c.EDS
@@ -230,13 +243,11 @@ class Known:
             self.names[SECRET] = [CERTIFICATE, ROOTS]
 
 
-def _route_names(listener: Any) -> Iterable[str]:
+def _http_managers(listener: Any) -> Iterable[Any]:
     for chain in listener.filter_chains:
         for network_filter in chain.filters:
             if network_filter.typed_config.type_url.endswith(_HTTP_MANAGER):
-                manager = message_class(_HTTP_MANAGER).FromString(network_filter.typed_config.value)
-                if manager.HasField("rds"):
-                    yield manager.rds.route_config_name
+                yield message_class(_HTTP_MANAGER).FromString(network_filter.typed_config.value)
 
 
 class Sidecar(Client):

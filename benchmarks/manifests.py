@@ -115,6 +115,25 @@ class Mesh:
             "spec": {"mtls": {"mode": mode}},
         }
 
+    def authorization(self, number: int) -> dict[str, Any]:
+        """Return an AuthorizationPolicy for the pods of one service."""
+        service = number % self.services
+        callers = [f"cluster.local/ns/{self.namespace(other)}/sa/{self.name(other)}" for other in range(10)]
+        return {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": f"policy-{number:04}", "namespace": self.namespace(service)},
+            "spec": {
+                "selector": {"matchLabels": {"app": self.name(service)}},
+                "rules": [
+                    {
+                        "from": [{"source": {"principals": callers}}],
+                        "to": [{"operation": {"methods": ["GET"], "paths": [f"/api/{number}/*"]}}],
+                    }
+                ],
+            },
+        }
+
 
 @dataclass(slots=True, kw_only=True)
 class Manifests(Mesh):
@@ -133,6 +152,11 @@ class Manifests(Mesh):
         nodes = [self.node(service, number) for number in range(self.endpoints)]
         objects = [self.service(service), *(self.pod(service, node) for node in nodes)]
         self._replace(f"{self.name(service)}.yaml", objects)
+
+    def write_authorization(self, count: int) -> None:
+        """Write the files of AuthorizationPolicies."""
+        for number in range(count):
+            self._replace(f"authorization-{number:04}.yaml", [self.authorization(number)])
 
     def write_moving_pod(self, service: int) -> None:
         """Write the file of a service's moving pod."""

@@ -53,6 +53,7 @@ class Run:
             f"{size.source}: {size.services:,} services x {size.endpoints} endpoints, "
             f"{size.streams:,} {'TLS' if size.tls else 'plaintext'} delta streams"
             + (f", {size.replicas} replicas" if size.replicas > 1 else "")
+            + (f", {size.policies:,} AuthorizationPolicies" if size.policies else "")
         )
 
 

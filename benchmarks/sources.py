@@ -14,7 +14,7 @@ from manifests import Manifests, Mesh
 
 from xds.mesh.identity.claims import Caller, CredentialKind
 from xds.mesh.identity.state_dir import load_or_create_token_key
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, SECRET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class Size:
     tls: bool
     replicas: int = 1
     """Number of servers that share the sidecars."""
+    policies: int = 0
+    """Number of AuthorizationPolicies."""
 
 
 class Source(Protocol):
@@ -77,7 +79,7 @@ SERVE = (
 class Files:
     """`xds serve --manifests`."""
 
-    types = MESH_TYPES
+    types = (*MESH_TYPES, EXTENSION_CONFIG)
 
     def __init__(self, size: Size, folder: Path) -> None:
         self._size = size
@@ -86,6 +88,7 @@ class Files:
             root=folder / "mesh", services=size.services, endpoints=size.endpoints, namespaces=size.namespaces
         )
         self._folder.write()
+        self._folder.write_authorization(size.policies)
         for service in self.mesh.moving:
             self._folder.write_moving_pod(service)
 

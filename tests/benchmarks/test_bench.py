@@ -52,6 +52,18 @@ def test_results_of_the_library_are_merged_compared_and_plotted(tmp_path):
     assert [cell.split("= ")[1].strip() for cell in row.split("│")[2:5]] == ["1.00", "1.00", "2.00*"]
 
 
+def test_policies_are_measured_in_alternating_rounds():
+    done = bench("--quick", "-o", "json", "--policies", "20")
+    assert done.returncode == 0, done.stderr
+    without, with_policies = json.loads(done.stdout)["runs"]
+    assert (without["size"]["policies"], with_policies["size"]["policies"]) == (0, 20)
+    # The sidecars of 7 services connect: each has rules of its own, and no listener of its own.
+    for run, rules in ((without, 2), (with_policies, 14)):
+        [connect], [flip] = (run["results"][title] for title in ("connect", "PERMISSIVE to STRICT"))
+        assert connect["encoded"]["TypedExtensionConfig"] == rules
+        assert flip["encoded"] == {"Listener": 1}
+
+
 def larger(run: dict[str, Any], key: str) -> dict[str, Any]:
     return {**run, "size": {**run["size"], key: 10 * run["size"][key]}}
 
@@ -61,6 +73,7 @@ def larger(run: dict[str, Any], key: str) -> dict[str, Any]:
     [
         (("--streams", "1000"), "need more pods than 60: raise --services or --endpoints"),
         (("--replicas", "2", "--source", "library"), "--replicas requires --source files"),
+        (("--policies", "1", "--source", "library"), "--policies requires --source files"),
         (("--tls", "--source", "library"), "--tls cannot be combined with --source library"),
         (("--istiod", "pilot-discovery"), "--istiod requires --source kubernetes, without --tls"),
         (("--source", "kubernetes", "--istiod", "no-such-program"), "no-such-program is not a program"),
