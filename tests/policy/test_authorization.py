@@ -287,7 +287,7 @@ IDENTITIES = (
 FOO = "cluster.local/ns/foo/sa/bar"
 MEANINGS: dict[str, tuple[dict[str, list[str]], set[str]]] = {
     "namespace": ({"namespaces": ["foo"]}, {FOO, "cluster.local/ns/foo/sa/x.bar"}),
-    "start of a namespace": ({"namespaces": ["fo*"]}, {FOO, "cluster.local/ns/foo/sa/x.bar"}),
+    "start of a namespace": ({"namespaces": ["f*"]}, {FOO, "cluster.local/ns/foo/sa/x.bar"}),
     "end of a namespace": ({"namespaces": ["*oo"]}, {*IDENTITIES[:3]}),
     "every namespace": ({"namespaces": ["*"]}, {*IDENTITIES}),
     "a namespace called sa": ({"namespaces": ["sa"]}, {SA, "cluster.local/ns/sa/sa/ns"}),
@@ -314,7 +314,7 @@ MEANINGS: dict[str, tuple[dict[str, list[str]], set[str]]] = {
     "all of it after the wildcard": ({"principals": [f"*{FOO}"]}, {FOO}),
     "some of the scheme after the wildcard": ({"principals": [f"*//{FOO}", f"*/{FOO}"]}, set()),
     "start of a principal": (
-        {"principals": ["cluster.local/ns/fo*"]},
+        {"principals": ["cluster.local/ns/f*"]},
         {FOO, "cluster.local/ns/foo/sa/x.bar"},
     ),
     "the scheme in the prefix": ({"principals": ["spiffe*"]}, set()),
