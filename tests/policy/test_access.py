@@ -16,7 +16,7 @@ from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
 from xds.mesh.policy.prediction import Effect, HopChange, predict_change
 from xds.mesh.policy.prediction_text import breaking_sentences
-from xds.mesh.policy.remedy import change_remedy
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 WEB, A, B, NAKED = pod("web", "x"), pod("a", "x"), pod("b", "y"), pod("naked", "x", sidecar=False)
 SERVED = service("web", "x", HTTP, TCP)
@@ -105,7 +105,12 @@ def test_explanation_names_the_policy():
         (explained,) = explain(world, client, SERVED, [HTTP])
         return explained.explanation.summary
 
-    assert summary(mesh(*SHOP, policy(A_ONLY)), B) == "fails: AuthorizationPolicy x/rules denies it"
+    assert summary(mesh(*SHOP, policy(A_ONLY)), B) == (
+        "fails: AuthorizationPolicy x/rules for the namespace denies it"
+    )
+    assert summary(mesh(*SHOP, policy(A_ONLY, app="web")), B) == (
+        "fails: AuthorizationPolicy x/rules for the workload denies it"
+    )
     assert summary(mesh(*SHOP, policy(READS)), A) == (
         "mutual TLS: auto mTLS is enabled, and the server's mode is PERMISSIVE; "
         "allowed if GET|HEAD (AuthorizationPolicy x/rules)"
@@ -142,6 +147,9 @@ class TestPlan:
         probed = replace(WEB, probe_ports=(8080,))
         (refusal,) = refusals(mesh(probed, SERVED, policy(A_ONLY)), [probed])
         assert (refusal.failure, str(refusal.decided_by)) == ("access-denied", "AuthorizationPolicy x/rules")
+        assert refusal_remedy(refusal) == (
+            "allow requests without an identity to port 8080 in AuthorizationPolicy x/rules"
+        )
 
 
 def test_rules_in_words():

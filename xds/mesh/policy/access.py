@@ -102,7 +102,7 @@ def _words(
 ) -> Iterator[str]:
     if verdict.access is Access.DENIED:
         yield f"not{protocol} ({', '.join(map(str, _deciding(rules, verdict)))})"
-    elif verdict.access is Access.DEPENDS:
+    else:  # A protocol of which all is allowed would leave the other one nothing to depend on.
         for rule in verdict.rules:
             verb = "unless" if rule in rules.deny else "if"
             yield f"{verb} {describe(config, rule.rule, request)}{protocol} ({rule.policy})"

@@ -319,21 +319,13 @@ def _is_in(address: str | None, block: Pattern) -> bool | None:
 
 
 def network(block: Pattern) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Return a CIDR block. One of IPv4 addresses in IPv6 is a block of IPv4 addresses."""
+    """Return a CIDR block."""
     return _network(block.text)
 
 
 @lru_cache(maxsize=4096)
 def _network(block: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    found = ipaddress.ip_network(block)
-    mapped = getattr(found.network_address, "ipv4_mapped", None)
-    if mapped is None or found.prefixlen < _IPV4_MAPPED:
-        return found
-    return ipaddress.ip_network((mapped, found.prefixlen - _IPV4_MAPPED))
-
-
-_IPV4_MAPPED = 96
-"""Number of bits before an IPv4 address in IPv6."""
+    return ipaddress.ip_network(block)
 
 
 def _is_like(text: str | None, pattern: Pattern) -> bool | None:

@@ -252,7 +252,9 @@ def explain_endpoint(
     desired = Configured(decision.send, enforced.mode if enforced else None)
     result, reason, policies, conditions = found.answer
     failure = _FAILURES[reason] if isinstance(reason, Failure) else ""
-    words |= {"absence": _why_not_intercepted(reached), "policies": ", ".join(map(str, policies))}
+    deciders = (_decider(mesh, ref, reached.port) for ref in policies)
+    denied_by = ", ".join(map(str, deciders))
+    words |= {"absence": _why_not_intercepted(reached), "policies": denied_by}
     suffix = f"; allowed {', '.join(conditions)}" if conditions else ""
     return Explanation(
         port=port,
