@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.inject.webhooks import policy, request
 from tests.policy.world import HTTP, peer, pod, rule, service
+from tests.support.authorization import authorization_policy
 from xds.cli import app
 from xds.mesh.inject.policy_review import (
     MAX_MESSAGE_LENGTH,
@@ -68,6 +69,16 @@ INVALID = [
         "spec": {"peers": [{"mtls": {}}]},
     },
 ]
+
+
+def test_end_of_a_dry_run_is_a_change() -> None:
+    tried = authorization_policy("shop", {}, action="DENY", dry_run=True)
+    enforced = authorization_policy("shop", {}, action="DENY")
+    for old, new in ((tried, enforced), (enforced, tried)):
+        assert read_proposal(request("UPDATE", new, old)).change
+    assert read_proposal(request("UPDATE", enforced, enforced)).change is None
+    first, second = (read_proposal(request("CREATE", each)).key for each in (tried, enforced))
+    assert first != second, "the effects of one must not be taken for those of the other"
 
 
 @pytest.mark.parametrize("document", INVALID, ids=lambda document: str(document["spec"]))

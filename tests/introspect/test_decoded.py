@@ -59,8 +59,9 @@ def requests(variant: Variant, snapshot: Snapshot) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_answers_decode_equally_with_other_codecs(case, variant, codec):
-    kinds, request = set(), REQUEST if variant is Variant.SOTW else DELTA_REQUEST
+    request = REQUEST if variant is Variant.SOTW else DELTA_REQUEST
     for snapshot in snapshots(case):
+        kinds = set()
         session = Session(variant, identifier="xds-test")
         session.serve(snapshot)
         for asked in requests(variant, snapshot):

@@ -372,5 +372,7 @@ def _looked_for(json):
             ("config_source", "route_config_name", ROUTE),
             ("sds_config", "name", SECRET),
         ):
-            if "ads" in json.get(source, {}):
+            if name in json and "ads" in json.get(source, {}):
                 yield type_url, json[name]
+        if "config_discovery" in json:
+            yield EXTENSION_CONFIG, json["name"]

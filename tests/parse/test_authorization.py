@@ -537,6 +537,7 @@ CLOSED: dict[str, tuple[Any, Any, dict[str, str] | None]] = {
     "a rule of audit": (rules({"from": [BAD]}, action="AUDIT"), None, None),
     "dry run of audit": (rules({}, action="AUDIT"), {DRY_RUN: "true"}, None),
     "a target": ({"targetRefs": [GATEWAY | {"name": ""}]}, None, None),
+    "nothing that is a target": ({"targetRef": {}}, None, {}),
     "a rule for a target": ({"targetRef": GATEWAY, "rules": [{"from": [BAD]}]}, None, None),
 }
 

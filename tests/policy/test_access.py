@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, service
+from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, rule, service
 from tests.support.predictions import predict
 from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import AuthorizationPolicy, Change, MeshConfig, Protocol, ServicePort
+from xds.mesh.model.objects import (
+    AuthorizationPolicy,
+    Change,
+    Fact,
+    MeshConfig,
+    Namespace,
+    Protocol,
+    ServicePort,
+)
 from xds.mesh.policy.access import describe
-from xds.mesh.policy.authorization import Request
+from xds.mesh.policy.authorization import MAX_VALUES, Request
 from xds.mesh.policy.direct import refusals
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
+from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.policy.prediction import Effect, HopChange, predict_change
 from xds.mesh.policy.prediction_text import breaking_sentences
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
@@ -138,6 +147,23 @@ class TestPlan:
         (change, *_) = [each for each in prediction.hops if each.port.port == 80]
         assert (change.effect, change.after.result) == (Effect.MAY_BREAK, "mtls")
 
+    def test_other_conditions_may_break_also_if_they_read_the_same(self):
+        def paths(last: str) -> AuthorizationPolicy:
+            return policy(operation(Attribute.PATH, "/a", "/b", "/c", last))
+
+        world = mesh(*SHOP, paths("/d"))
+        prediction = predict_change(world, world.apply(Change(applied=(paths("/e"),))))
+        (change, *_) = [each for each in prediction.hops if each.port.port == 80]
+        assert change.effect is Effect.MAY_BREAK
+        assert change.before.conditions == change.after.conditions
+        assert "sends other requests" in change_remedy(change)
+
+    def test_conditions_may_break_what_becomes_encrypted(self):
+        world = mesh(*SHOP, rule("x", "*", "DISABLE"))
+        change = Change(applied=(policy(READS),), removed=(rule("x", "*", "DISABLE").ref,))
+        effects = {(each.port.port, each.effect) for each in predict_change(world, world.apply(change)).hops}
+        assert effects == {(80, Effect.MAY_BREAK), (90, Effect.BREAKS)}
+
     def test_removed_policy_repairs(self):
         world = mesh(*SHOP, policy(A_ONLY))
         prediction = predict_change(world, world.apply(Change(removed=(policy(A_ONLY).ref,))))
@@ -147,9 +173,43 @@ class TestPlan:
         probed = replace(WEB, probe_ports=(8080,))
         (refusal,) = refusals(mesh(probed, SERVED, policy(A_ONLY)), [probed])
         assert (refusal.failure, str(refusal.decided_by)) == ("access-denied", "AuthorizationPolicy x/rules")
+        limited = mesh(probed, SERVED, policy(operation(Attribute.PATH, "/api/*")))
+        assert not refusals(limited, [probed]), "whether it denies the probe is not certain"
+        change = Change(applied=(policy(operation(Attribute.PATH, "/api/*")),))
+        world = mesh(probed, SERVED)
+        assert [each.breaks for each in predict_change(world, world.apply(change)).refusals] == [False]
         assert refusal_remedy(refusal) == (
             "allow requests without an identity to port 8080 in AuthorizationPolicy x/rules"
         )
+
+
+def test_too_many_values_deny_everything():
+    def many(count: int, name: str) -> AuthorizationPolicy:
+        return policy(source(Attribute.PRINCIPAL, "*", *map(str, range(count - 2))), name=name)
+
+    half = MAX_VALUES // 2
+    assert found(mesh(*SHOP, many(half, "a"), many(half, "b")))["a"] == "mtls auto-mtls"
+    too_many = mesh(*SHOP, many(half, "a"), many(half + 1, "b"))
+    assert set(found(too_many).values()) == {"fails access-denied"}
+    (problem,) = without_effect(too_many).problems[policy(name="b").ref]
+    assert "have 5001 values" in str(problem)
+
+
+def test_conditions_on_http_are_reported_if_there_is_a_tcp_port():
+    def problems(*facts: Fact) -> list[str]:
+        world = mesh(*facts, Namespace(meta=meta("Namespace", "", "x")))
+        return [str(each) for each in without_effect(world).problems.get(policy().ref, ())]
+
+    for action, words in ((Action.ALLOW, "allow nothing"), (Action.DENY, "denies without them")):
+        (text,) = problems(*SHOP, policy(READS, action=action))
+        assert "TCP port 90 of Service web" in text
+        assert words in text
+    assert problems(*SHOP, policy(A_ONLY)) == []
+    assert problems(WEB, service("web", "x", HTTP), policy(READS)) == []
+    (text,) = problems(*SHOP, policy(READS, app="other"))
+    assert "app=other matches no pod" in text
+    everywhere = mesh(*SHOP, policy(READS, namespace=ROOT))
+    assert policy(namespace=ROOT).ref not in without_effect(everywhere).problems, "it is for all namespaces"
 
 
 def test_rules_in_words():

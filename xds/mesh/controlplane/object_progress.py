@@ -16,7 +16,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import port_line, rule_line
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import POLICY_KINDS, PodKey, Ref
-from xds.mesh.policy.authorization import policies_of
+from xds.mesh.policy.authorization import rules_of
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
 from xds.protocol.session import Session
@@ -117,7 +117,7 @@ class ProgressTracker:
                 if not (pod.has_sidecar and self._is_in_scope(pod.ref, mesh)):
                     continue
                 if is_authorization:
-                    if any(policy.ref == self._ref for policy in policies_of(mesh, pod)):
+                    if self._ref in rules_of(mesh, pod, http=True).policies:
                         servers.add(pod.key)
                     continue
                 exposures = mesh.exposures(pod)

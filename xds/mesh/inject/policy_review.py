@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeAlias
 
-from xds.mesh.model.objects import ENFORCE_PLAN, TRAFFIC_KINDS, Change, Problem, Ref, printable
+from xds.mesh.model.objects import DRY_RUN, ENFORCE_PLAN, TRAFFIC_KINDS, Change, Problem, Ref, printable
 from xds.mesh.parse import Parsed, parse
 from xds.mesh.policy.prediction import Prediction
 from xds.mesh.policy.prediction_text import breaking_sentences, summary
@@ -121,7 +121,7 @@ def _application(parsed: Parsed, document: Json, old: Json | None, nothing: Prop
     errors = tuple(problem for problem in parsed.problems if not problem.notice)
     notices = tuple(problem for problem in parsed.problems if problem.notice)
     is_deleted = _metadata(document).get("deletionTimestamp") is not None
-    is_unchanged = is_deleted or (old is not None and old.get("spec") == document.get("spec"))
+    is_unchanged = is_deleted or (old is not None and _content(old) == _content(document))
     if not parsed.refused or is_unchanged:
         errors, notices = (), parsed.problems
     has_effect = parsed.fact is not None and not is_unchanged
@@ -147,10 +147,16 @@ def _may_break(document: Json) -> bool:
     return isinstance(annotations, dict) and annotations.get(ENFORCE_PLAN) == "false"
 
 
+def _content(document: Json) -> tuple[object, object]:
+    """Return what the effects of an object depend on: its spec, and whether it is a dry run."""
+    annotations = _metadata(document).get("annotations")
+    return document.get("spec"), annotations.get(DRY_RUN) if isinstance(annotations, dict) else None
+
+
 def _digest(operation: str, ref: Ref | None, document: Json | None) -> bytes:
     created = _metadata(document or {}).get("creationTimestamp")
-    spec = (document or {}).get("spec")
-    return sha256(json.dumps([operation, ref, created, spec], sort_keys=True).encode()).digest()
+    content = [operation, ref, created, _content(document or {})]
+    return sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
 def summarize(prediction: Prediction, ineffective: Iterable[Problem]) -> Effects:

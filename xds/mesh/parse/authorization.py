@@ -27,6 +27,9 @@ _MAX_TARGETS = 16
 _MAX_VALUE_LENGTH = 4096
 """Maximum length of a value or key, in characters."""
 
+_MAX_TEMPLATE_LENGTH = 256
+"""Maximum length of a path template in Envoy, in characters."""
+
 _SOURCE = {
     ("principals", "notPrincipals"): Attribute.PRINCIPAL,
     ("namespaces", "notNamespaces"): Attribute.NAMESPACE,
@@ -99,8 +102,16 @@ def authorization_policy(obj: Field, meta: Meta) -> AuthorizationPolicy | None:
         action=action,
         selector=selector or {},
         rules=rules,
-        dry_run=dry_run or (has_targets and selector is None),  # A rejected one needs no replacement.
+        # A rejected policy with targets needs no replacement.
+        dry_run=dry_run or (has_targets and selector is None and _names_kind(spec)),
     )
+
+
+def _names_kind(spec: Field) -> bool:
+    """Whether a target names a kind: the policy is certainly not for sidecars, even if it is invalid."""
+    several = spec["targetRefs"].value
+    targets = [spec["targetRef"].value, *(several if isinstance(several, list) else ())]
+    return any(isinstance(target, dict) and target.get("kind") for target in targets)
 
 
 def _has_targets(spec: Field) -> bool:
@@ -319,7 +330,9 @@ def _template(item: Field, value: str) -> Pattern:
     *others, last = segments[1:] or [""]
     is_valid = segments[0] == "" and all(part == "{*}" or _SEGMENT.fullmatch(part) for part in others)
     is_valid = is_valid and (last in ("", "{*}", "{**}") or bool(_SEGMENT.fullmatch(last)))
-    if not is_valid or not _is_normalized(Pattern.parse(value.replace("{", "").replace("}", ""))):
+    if len(value) > _MAX_TEMPLATE_LENGTH:
+        item.refuse(f"must have at most {_MAX_TEMPLATE_LENGTH} characters, not {len(value)}")
+    elif not is_valid or not _is_normalized(Pattern.parse(value.replace("{", "").replace("}", ""))):
         item.refuse(
             f"{shown(value)} is not a path template",
             "write {*} for a whole segment, and {**} only as the last one; no other '*', '{' or '}'",

@@ -55,6 +55,8 @@ class Permission(NamedTuple):
     """Policies that decide; empty if none applies."""
     conditions: tuple[str, ...] = ()
     """If it depends: on what, in words, such as `if GET /info* (AuthorizationPolicy full/info)`."""
+    basis: int = 0
+    """If it depends: a hash of the rules on which it depends. The words do not contain all values."""
 
 
 def port_rules(mesh: Mesh, pod: Pod, number: int, protocol: Protocol) -> PortRules | None:
@@ -85,7 +87,8 @@ def permission(config: MeshConfig, rules: PortRules, identity: str) -> Permissio
         for text in _words(config, found, request, verdict, f" for {protocol}" if len(verdicts) > 1 else "")
     )
     policies = dict.fromkeys(ref for found, verdict in verdicts for ref in _deciding(found, verdict))
-    return Permission(Access.DEPENDS, tuple(policies), tuple(words))
+    basis = hash(tuple(verdict.rules for _, verdict in verdicts))
+    return Permission(Access.DEPENDS, tuple(policies), tuple(words), basis)
 
 
 def _deciding(rules: Rules, verdict: Verdict) -> tuple[Ref, ...]:

@@ -46,6 +46,8 @@ class NamedRule(NamedTuple):
 class Rules(NamedTuple):
     """The rules that a sidecar enforces. They are the same for many pods."""
 
+    digest: int = 0
+    """Hash of the rules, which is computed once."""
     deny: tuple[NamedRule, ...] = ()
     """Rules that deny a request if one of them matches."""
     allow: tuple[NamedRule, ...] | None = None
@@ -54,9 +56,7 @@ class Rules(NamedTuple):
     """Enforced policies that apply to the pod, also those of which no rule is left."""
 
     def __hash__(self) -> int:
-        """Hash the names of the rules, which can have thousands of conditions."""
-        deny, allow = (tuple(rule.name for rule in rules or ()) for rules in (self.deny, self.allow))
-        return hash((deny, allow, self.policies))
+        return self.digest
 
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"
@@ -103,10 +103,23 @@ def _rules(policies: Iterable[AuthorizationPolicy], *, http: bool) -> Rules:
             elif all(_is_enforceable(condition, http=http) for condition in conditions_of(rule)):
                 allow.append(NamedRule(name, policy.ref, rule))
     has_allow = any(policy.action is Action.ALLOW for policy in enforced)
-    return Rules(
-        deny=tuple(deny),
-        allow=tuple(allow) if has_allow else None,
-        policies=tuple(policy.ref for policy in enforced),
+    refs = tuple(policy.ref for policy in enforced)
+    if sum(map(count_values, enforced)) > MAX_VALUES:
+        deny, allow, has_allow = [NamedRule("too-many-values", refs[-1], Rule())], [], False
+    content = tuple(deny), tuple(allow) if has_allow else None, refs
+    return Rules(hash(content), *content)
+
+
+MAX_VALUES = 5000
+"""Maximum number of values in the policies of a pod. With more, all requests to it are denied: its sidecar
+might not be able to receive the rules, and would keep the earlier ones."""
+
+
+def count_values(policy: AuthorizationPolicy) -> int:
+    """Return the number of values in the conditions of a policy's rules; at least one for each rule."""
+    return sum(
+        1 + sum(len(condition.values) + len(condition.excluded) for condition in conditions_of(rule))
+        for rule in policy.rules
     )
 
 

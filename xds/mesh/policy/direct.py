@@ -65,18 +65,21 @@ class RefusalKey(NamedTuple):
 def refused_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> Iterator[RefusalKey]:
     """Yield the direct traffic to a pod that its sidecar refuses."""
     for port, traffic, source, is_certain in direct_traffic(mesh, pod, calls):
-        if decided_by := _refused_by(mesh, pod, port):
-            yield RefusalKey(traffic, port, decided_by, source, is_certain)
+        if refused := _refused_by(mesh, pod, port):
+            decided_by, is_refused = refused
+            yield RefusalKey(traffic, port, decided_by, source, is_certain and is_refused)
 
 
-def _refused_by(mesh: Mesh, pod: Pod, port: int) -> Ref | None:
-    """Return the object that makes a pod's sidecar refuse plaintext at a port, or None."""
+def _refused_by(mesh: Mesh, pod: Pod, port: int) -> tuple[Ref, bool] | None:
+    """Return the object that makes a pod's sidecar refuse plaintext at a port, and whether it refuses all."""
     mode = mode_at(mesh, pod, port)
     if mode and mode[0] is Mode.STRICT:
-        return mode[1]
+        return mode[1], True
     rules = rules_at(mesh, Endpoint(address=pod.address, port=port, pod=pod))
     found = permission(mesh.config, rules, "") if rules else None
-    return found.policies[0] if found and found.access is Access.DENIED else None
+    if found is None or found.access is Access.ALLOWED:
+        return None
+    return found.policies[0], found.access is Access.DENIED
 
 
 def refusals(mesh: Mesh, pods: Iterable[Pod]) -> list[Refusal]:

@@ -67,7 +67,7 @@ _FAILURES = {
     Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
-    Failure.ACCESS_DENIED: "{policies} denies it",
+    Failure.ACCESS_DENIED: "{policies} it",
     Failure.TLS_NOT_THE_MESHS: f"the client sends {_OTHER_TLS}, which the server's sidecar does not accept",
     Failure.TLS_LEFT_TO_APPLICATION: f"the client sends {_OTHER_TLS}, which the application may not support",
 }
@@ -250,10 +250,10 @@ def explain_endpoint(
     overridden = (_decider(mesh, ref, decided_for.port) for ref in rules if ref != decision.decided_by)
     decided_by = _decider(mesh, decision.decided_by, decided_for.port) if decision.decided_by else None
     desired = Configured(decision.send, enforced.mode if enforced else None)
-    result, reason, policies, conditions = found.answer
+    result, reason, policies, conditions, _ = found.answer
     failure = _FAILURES[reason] if isinstance(reason, Failure) else ""
     deciders = (_decider(mesh, ref, reached.port) for ref in policies)
-    denied_by = ", ".join(map(str, deciders))
+    denied_by = f"{' and '.join(map(str, deciders))} {'denies' if len(policies) == 1 else 'deny'}"
     words |= {"absence": _why_not_intercepted(reached), "policies": denied_by}
     suffix = f"; allowed {', '.join(conditions)}" if conditions else ""
     return Explanation(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeAlias, assert_never
 
+from xds.mesh.model.authorization import Action
 from xds.mesh.model.injection import NAMESPACE_LABEL, unused_label
 from xds.mesh.model.mesh import Mesh, target_port
 from xds.mesh.model.names import MAX_CANDIDATES
@@ -25,6 +26,7 @@ from xds.mesh.model.objects import (
     Object,
     Pod,
     Problem,
+    Protocol,
     Ref,
     Service,
     ServicePort,
@@ -32,6 +34,7 @@ from xds.mesh.model.objects import (
     TrafficFact,
 )
 from xds.mesh.parse.reading import nearest
+from xds.mesh.policy.authorization import MAX_VALUES, count_values, unenforceable
 from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS, has_too_many_subsets
 from xds.mesh.policy.disregarded import disregarded
@@ -189,10 +192,40 @@ def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Ite
                 what = f"workloadSelector {_matches_no_pod(policy, selector)}"
                 yield _problem(policy, what, _similar_label(facts, selector))
         case AuthorizationPolicy():
-            if not is_root and (finding := _without_sidecar(facts, policy, _pods_of(facts, policy))):
-                yield finding
+            yield from _capped(policy, _authorization(facts, policy, is_root=is_root))
         case _:
             assert_never(policy)
+
+
+def _authorization(
+    facts: NamespaceFacts, policy: AuthorizationPolicy, *, is_root: bool
+) -> Iterator[_Finding]:
+    total = sum(map(count_values, facts.authorization_policies))
+    if total > MAX_VALUES and policy is facts.authorization_policies[-1]:
+        yield _problem(
+            policy,
+            f"the AuthorizationPolicies of namespace {policy.namespace} have {total} values: "
+            f"a pod with more than {MAX_VALUES} denies all requests",
+            "use fewer values, such as namespaces instead of principals, or selectors",
+        )
+    if is_root:
+        return
+    pods = _pods_of(facts, policy)
+    if finding := _without_sidecar(facts, policy, pods):
+        yield finding
+    elif unenforceable(policy, http=False) and not unenforceable(policy, http=True):
+        services = (service for pod in pods for service in facts.selecting(pod.meta.labels))
+        ports = ((service, port) for service in services for port in service.ports)
+        found = next(((s, p) for s, p in ports if p.protocol is Protocol.TCP), None)
+        if found:
+            result = (
+                "its rules with them allow nothing"
+                if policy.action is Action.ALLOW
+                else "it denies without them"
+            )
+            port = f"TCP port {found[1].port} of Service {found[0].name}"
+            what = f"conditions on HTTP requests do not apply to {port}: {result} there"
+            yield _problem(policy, what, "restrict the rules to ports", notice=True)
 
 
 def _mode_policy(facts: NamespaceFacts, pa: ModePolicy, *, is_root: bool) -> Iterator[_Finding]:

@@ -284,16 +284,20 @@ def _answer_before(by_class: Iterable[Answer], index: int | None) -> Answer:
 
 
 def _effect(before: Answer, after: Answer) -> Effect | None:
+    # Which requests clients send is unknown: other conditions than before may deny some of them.
+    is_limited = bool(after.conditions) and before.basis != after.basis
     if before.result is after.result:
         # Whether TLS that is left to the application works is unknown. All other failures are certain.
         was_unknown = before.reason is Failure.TLS_LEFT_TO_APPLICATION
         if was_unknown and before.reason is not after.reason:
             return Effect.MAY_BREAK
-        return Effect.MAY_BREAK if after.conditions and before.conditions != after.conditions else None
+        return Effect.MAY_BREAK if is_limited else None
     if after.result is Result.FAILS:
         return Effect.BREAKS
     if before.result is Result.FAILS:
         return Effect.REPAIRED
+    if is_limited:
+        return Effect.MAY_BREAK
     return Effect.PLAINTEXT if after.result is Result.PLAINTEXT else Effect.ENCRYPTED
 
 

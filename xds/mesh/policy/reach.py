@@ -98,11 +98,13 @@ class Answer(NamedTuple):
     """
     conditions: tuple[str, ...] = ()
     """Conditions of AuthorizationPolicies, in words, if they allow only some requests."""
+    basis: int = 0
+    """Hash of the rules with these conditions."""
 
 
 def rank(answer: Answer) -> tuple[object, ...]:
     """Return a key to sort answers by, worst first: those that are allowed without a condition come last."""
-    return RANKS[answer.result], not answer.conditions, answer.conditions
+    return RANKS[answer.result], not answer.conditions, answer.conditions, answer.basis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,10 +360,10 @@ def _judge(  # noqa: PLR0917
     if server.rules is None:
         return Answer(result, decision.reason, decided_by)
     identity = sender.pod.identity(mesh.config.trust_domain) if result is Result.MTLS else ""
-    access, policies, conditions = permission(mesh.config, server.rules, identity)
-    if access is Access.DENIED:
-        return Answer(Result.FAILS, Failure.ACCESS_DENIED, policies)
-    return Answer(result, decision.reason, decided_by, conditions)
+    found = permission(mesh.config, server.rules, identity)
+    if found.access is Access.DENIED:
+        return Answer(Result.FAILS, Failure.ACCESS_DENIED, found.policies)
+    return Answer(result, decision.reason, decided_by, found.conditions, found.basis)
 
 
 def _unique(refs: Iterable[Ref | None]) -> tuple[Ref, ...]:

@@ -91,6 +91,8 @@ def change_remedy(change: HopChange) -> str:
     if not change.effect.worsens:
         return ""
     client = next(change.clients[0].pods)
+    if change.after.conditions:
+        return f"check whether {format_clients(change.clients)} sends other requests, and allow those"
     return remedy(change.after, format_clients(change.clients), client)
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias, assert_never
 
 from xds.mesh.inject.workloads import FoundTemplate
-from xds.mesh.model.authorization import Action
+from xds.mesh.model.authorization import Action, Rule
 from xds.mesh.model.objects import (
     AuthorizationPolicy,
     CallerFact,
@@ -314,7 +314,8 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
         case AuthorizationPolicy():
             # ALLOW denies all other requests.
             order = (Action.ALLOW, Action.DENY, Action.CUSTOM, Action.AUDIT)
-            return len(order) * fact.dry_run + order.index(fact.action), bool(fact.selector)
+            is_open = fact.dry_run or (fact.action is Action.ALLOW and Rule() in fact.rules)
+            return len(order) * is_open + order.index(fact.action), bool(fact.selector)
         case (
             None
             | Namespace()
