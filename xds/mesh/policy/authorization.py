@@ -106,8 +106,8 @@ def _rules(policies: Iterable[AuthorizationPolicy], *, http: bool) -> Rules:
     refs = tuple(policy.ref for policy in enforced)
     if sum(map(count_values, enforced)) > MAX_VALUES:
         deny, allow, has_allow = [NamedRule("too-many-values", refs[-1], Rule())], [], False
-    content = tuple(deny), tuple(allow) if has_allow else None, refs
-    return Rules(hash(content), *content)
+    content = tuple(deny), tuple(allow) if has_allow else None
+    return Rules(hash(content), *content, refs)
 
 
 MAX_VALUES = 5000
