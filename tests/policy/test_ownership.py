@@ -262,3 +262,11 @@ def test_sidecars_have_the_predicted_listeners(world: Mesh):
         where = found.endpoint.address if found.endpoint else ""
         cluster = f"outbound|{found.port.port}|{where}|{found.service.host}"
         assert ("BlackHoleCluster" if found.is_closed else cluster) in str(served[name])
+
+
+def test_unknown_pod_at_the_address_of_another_namespace_closes_no_listener():
+    ghost = listing("taker", "aaa", WEB.address, 9090, Ref("Pod", "aaa", "ghost"))
+    world = mesh(CLIENT, WEB, headless("taker", "aaa"), ghost)
+    (port,) = world.service("aaa", "taker").ports
+    assert world.unknown_endpoints(world.service("aaa", "taker"), port)
+    assert listeners_at(world, WEB.address, 9090) == ()
