@@ -449,7 +449,7 @@ def pattern(kind: PatternKind, text: str = "") -> Pattern:
     return Pattern(kind, text)
 
 
-EXACT, PREFIX, SUFFIX, PRESENT, TEMPLATE = PatternKind
+EXACT, PREFIX, SUFFIX, PRESENT, TEMPLATE, _ = PatternKind
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ from xds.mesh.policy.authorization import (
     NamedRule,
     Request,
     Rules,
-    SpiffeMatch,
     SpiffePattern,
     decide,
     rules_of,
@@ -704,8 +703,8 @@ def test_what_cannot_be_enforced(rule, for_http, for_tcp):
 
 
 NOT_ACCEPTED = {
-    "empty segment of a template": Condition(Attribute.PATH, (Pattern.parse("/a//{*}", is_path=True),)),
-    "long template": Condition(Attribute.PATH, (), (Pattern.parse(f"/{'a' * 252}/{{*}}", is_path=True),)),
+    "empty segment of a template": Condition(Attribute.PATH, (Pattern(PatternKind.TEMPLATE, "/a//{*}"),)),
+    "long template": Condition(Attribute.PATH, (), (Pattern(PatternKind.TEMPLATE, f"/{'a' * 252}/{{*}}"),)),
     "control character in a header": Condition(Attribute.HEADER, (Pattern.parse("a"),), name="x\ry"),
 }
 
@@ -866,6 +865,6 @@ def test_unsupported_conditions_never_reach_a_decision():
 
 
 def test_patterns_of_spiffe_ids():
-    contains = SpiffePattern(SpiffeMatch.CONTAINS, "x/sa/", unless_contains="/ns/sa/sa/")
+    contains = SpiffePattern(Pattern(PatternKind.CONTAINS, "x/sa/"), unless_contains="/ns/sa/sa/")
     assert contains.matches("spiffe://d/ns/ax/sa/b")
     assert not contains.matches("spiffe://d/ns/a/sa/x")

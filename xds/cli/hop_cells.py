@@ -63,7 +63,7 @@ def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
         endpoints,
         _styled(hop.outcome),
         *_observed(hop),
-        ", ".join((hop.reason, *hop.conditions)),
+        reason(hop),
         ", ".join(hop.decided_by),
     )
 
@@ -145,9 +145,14 @@ def result_cells(result: pb.ConnectionResult) -> Cells:
         f"{result.endpoint or OUTSIDE} ({result.address})" if result.address else "-",
         _styled(result.outcome),
         *_observed(result),
-        ", ".join((result.reason, *result.conditions)),
+        reason(result),
         ", ".join(result.decided_by),
     )
+
+
+def reason(item: pb.Hop | pb.ConnectionResult | pb.Answer) -> str:
+    """Return the reason for a result, and the conditions under which requests are allowed."""
+    return ", ".join((item.reason, *item.conditions))
 
 
 def _observed(item: pb.Hop | pb.ConnectionResult) -> Iterator[str]:

@@ -11,13 +11,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.explain_output import address_notes, refused_client
-from xds.cli.hop_cells import TargetGroups, format_clients
+from xds.cli.hop_cells import TargetGroups, format_clients, reason
 from xds.cli.options import print_not_considered
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
-from xds.mesh.model.objects import Problem
+from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.policy.prediction import Effect
-from xds.mesh.policy.reach import Failure
+from xds.mesh.policy.reach import refusal_by
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1.traffic_pb2 import TrafficEdge
 
@@ -169,7 +169,7 @@ def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
         clients=format_clients(change.clients),
         target="",
         before=change.before.outcome,
-        after=f"{change.after.outcome} ({', '.join((change.after.reason, *change.after.conditions))})",
+        after=f"{change.after.outcome} ({reason(change.after)})",
         decided_by=", ".join(change.after.decided_by),
         seen=f"{since(change.last_seen.ToDatetime(), now)} ago" if change.HasField("last_seen") else "-",
         remedy=change.remedy,
@@ -177,13 +177,12 @@ def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
 
 
 def _refusal_row(refusal: pb.RefusedTraffic) -> _Row:
-    is_denied = any(decider.startswith("AuthorizationPolicy ") for decider in refusal.decided_by)
     return _Row(
         effect=Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK,
         clients=refused_client(refusal),
         target=f"port {refusal.port} of {format_clients(refusal.pods)}",
         before=_PLAINTEXT,
-        after=f"fails ({Failure.ACCESS_DENIED if is_denied else Failure.SERVER_REQUIRES_MTLS})",
+        after=f"fails ({refusal_by(Ref.parse(refusal.decided_by[0]))})",
         decided_by=", ".join(refusal.decided_by),
         seen="-",
         remedy=refusal.remedy,

@@ -38,8 +38,6 @@ from xds.mesh.model.objects import MeshConfig
 from xds.mesh.policy.authorization import (
     NamedRule,
     Rules,
-    SpiffeMatch,
-    SpiffePattern,
     network,
     spiffe_patterns,
 )
@@ -143,14 +141,14 @@ def _principals(config: MeshConfig, attribute: Attribute, pattern: Pattern) -> I
             yield Principal(remote_ip=_block(pattern))
         case _:
             for found in spiffe_patterns(config, attribute, pattern):
-                unless = [_with_id(SpiffePattern(SpiffeMatch.EXACT, name)) for name in found.unless]
+                unless = [_with_id(Pattern(PatternKind.EXACT, name)) for name in found.unless]
                 if found.unless_contains:
-                    unless.append(_with_id(SpiffePattern(SpiffeMatch.CONTAINS, found.unless_contains)))
-                ids = [_with_id(found), *(Principal(not_id=each) for each in unless)]
+                    unless.append(_with_id(Pattern(PatternKind.CONTAINS, found.unless_contains)))
+                ids = [_with_id(found.pattern), *(Principal(not_id=each) for each in unless)]
                 yield Principal(and_ids=PrincipalSet(ids=ids)) if unless else ids[0]
 
 
-def _with_id(pattern: SpiffePattern) -> Principal:
+def _with_id(pattern: Pattern) -> Principal:
     """Return a principal for clients whose certificate has a SPIFFE ID that matches.
 
     The listener requires a certificate of the mesh, so it is enough to look at its name. Envoy's principal

@@ -56,6 +56,10 @@ _OF_IDENTITY = {
 }
 
 
+MAX_TEMPLATE_LENGTH = 256
+"""Maximum length of a path template in Envoy, in characters."""
+
+
 class PatternKind(StrEnum):
     """How a pattern matches a text."""
 
@@ -68,6 +72,8 @@ class PatternKind(StrEnum):
     """`*`: any text that is not empty"""
     TEMPLATE = "template"
     """A path with `{*}` for one segment or `{**}` for any number of segments"""
+    CONTAINS = "contains"
+    """Any text with this in it. Only patterns for SPIFFE IDs use it: policies cannot contain it"""
 
 
 class Pattern(NamedTuple):
@@ -79,10 +85,8 @@ class Pattern(NamedTuple):
     """The text without the wildcard."""
 
     @classmethod
-    def parse(cls, value: str, *, is_path: bool = False) -> Pattern:
-        """Return the pattern that a value means. `is_path` allows templates."""
-        if is_path and "{" in value:
-            return cls(PatternKind.TEMPLATE, value)
+    def parse(cls, value: str) -> Pattern:
+        """Return the pattern that a value means, unless it is a template."""
         if value == "*":
             return cls(PatternKind.PRESENT, "")
         if value.endswith("*"):

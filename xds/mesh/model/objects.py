@@ -22,6 +22,9 @@ from xds.mesh.model.traffic import Subset, TrafficPolicy
 CLUSTER_DOMAIN = "cluster.local"
 """DNS suffix of service names. The trust domain is a separate setting of the mesh."""
 
+DEFAULT_TRUST_DOMAIN = "cluster.local"
+"""Default of `trustDomain`. In principals of policies, it stands for the mesh's trust domains."""
+
 TLS_MODE_LABEL = "security.istio.io/tlsMode"
 """Pod label; its value is `istio` if the pod has a sidecar."""
 
@@ -657,7 +660,7 @@ class MeshConfig:
 
     TLS settings in a DestinationRule override this.
     """
-    trust_domain: str = "cluster.local"
+    trust_domain: str = DEFAULT_TRUST_DOMAIN
     """Trust domain in the SPIFFE IDs of workloads."""
     trust_domain_aliases: tuple[str, ...] = ()
     """Other trust domains whose identities are accepted."""

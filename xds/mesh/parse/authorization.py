@@ -11,7 +11,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, PatternKind, Rule
+from xds.mesh.model.authorization import (
+    MAX_TEMPLATE_LENGTH,
+    Action,
+    Attribute,
+    Condition,
+    Pattern,
+    PatternKind,
+    Rule,
+)
 from xds.mesh.model.objects import DRY_RUN, AuthorizationPolicy, Fact, Meta
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
@@ -26,9 +34,6 @@ _MAX_TARGETS = 16
 """Maximum number of targets, as in Istio."""
 _MAX_VALUE_LENGTH = 4096
 """Maximum length of a value or key, in characters."""
-
-_MAX_TEMPLATE_LENGTH = 256
-"""Maximum length of a path template in Envoy, in characters."""
 
 _SOURCE = {
     ("principals", "notPrincipals"): Attribute.PRINCIPAL,
@@ -330,8 +335,8 @@ def _template(item: Field, value: str) -> Pattern:
     *others, last = segments[1:] or [""]
     is_valid = segments[0] == "" and all(part == "{*}" or _SEGMENT.fullmatch(part) for part in others)
     is_valid = is_valid and (last in ("", "{*}", "{**}") or bool(_SEGMENT.fullmatch(last)))
-    if len(value) > _MAX_TEMPLATE_LENGTH:
-        item.refuse(f"must have at most {_MAX_TEMPLATE_LENGTH} characters, not {len(value)}")
+    if len(value) > MAX_TEMPLATE_LENGTH:
+        item.refuse(f"must have at most {MAX_TEMPLATE_LENGTH} characters, not {len(value)}")
     elif not is_valid or not _is_normalized(Pattern.parse(value.replace("{", "").replace("}", ""))):
         item.refuse(
             f"{shown(value)} is not a path template",

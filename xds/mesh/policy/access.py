@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from xds.mesh.model.authorization import Attribute, Condition, Pattern, Rule
+from xds.mesh.model.authorization import Attribute, Condition, Pattern, PatternKind, Rule
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Pod, Protocol, Ref
 from xds.mesh.policy.authorization import (
     Access,
     Request,
     Rules,
-    SpiffeMatch,
     SpiffePattern,
     Verdict,
     conditions_of,
     decide,
     holds,
+    policies_of,
     rules_of,
     spiffe_patterns,
 )
@@ -59,8 +59,12 @@ class Permission(NamedTuple):
     """If it depends: a hash of the rules on which it depends. The words do not contain all values."""
 
 
-def port_rules(mesh: Mesh, pod: Pod, number: int, protocol: Protocol) -> PortRules | None:
-    """Return the rules that a pod's sidecar enforces on a port; None if there are none."""
+def port_rules(mesh: Mesh, pod: Pod, number: int) -> PortRules | None:
+    """Return the rules that a pod's sidecar enforces on a port that it intercepts; None if there are none."""
+    if not policies_of(mesh, pod):
+        return None
+    exposure = mesh.exposure(pod, number)
+    protocol = exposure.port.protocol if exposure else Protocol.AUTO
     http = None if protocol is Protocol.TCP else rules_of(mesh, pod, http=True)
     tcp = None if protocol.is_http else rules_of(mesh, pod, http=False)
     rules = PortRules(number, http, tcp)
@@ -150,8 +154,8 @@ class _Identities:
         rules = (rule for policy in policies for rule in policy.rules)
         for pattern in dict.fromkeys(_identity_patterns(rules)):
             for each in spiffe_patterns(mesh.config, *pattern):
-                if each.kind is SpiffeMatch.EXACT:
-                    self._exact.setdefault(each.text, set()).add(pattern)
+                if each.pattern.kind is PatternKind.EXACT:
+                    self._exact.setdefault(each.pattern.text, set()).add(pattern)
                 else:
                     self._others.append((each, pattern))
 
@@ -177,9 +181,9 @@ def describe(config: MeshConfig, rule: Rule, request: Request) -> str:
     def any_of(alternatives: Iterable[Iterable[Condition]]) -> str:
         texts = []
         for conditions in alternatives:
-            unknown = [(each, holds(config, each, request)) for each in conditions]
-            if all(result is not False for _, result in unknown):
-                texts.append(" ".join(_describe(each) for each, result in unknown if result is None))
+            results = [(each, holds(config, each, request)) for each in conditions]
+            if all(result is not False for _, result in results):
+                texts.append(" ".join(_describe(each) for each, result in results if result is None))
         return " or ".join(dict.fromkeys(texts)) if all(texts) else ""
 
     shared = [each for each in rule.conditions if not each.attribute.is_of_client]

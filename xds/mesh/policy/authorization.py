@@ -18,18 +18,17 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple, assert_never
 
-from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, PatternKind, Rule
+from xds.mesh.model.authorization import (
+    MAX_TEMPLATE_LENGTH,
+    Action,
+    Attribute,
+    Condition,
+    Pattern,
+    PatternKind,
+    Rule,
+)
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import AuthorizationPolicy, MeshConfig, Pod, Ref, spiffe_id
-
-
-class SpiffeMatch(StrEnum):
-    """How a pattern matches a SPIFFE ID."""
-
-    EXACT = "exact"
-    PREFIX = "prefix"
-    SUFFIX = "suffix"
-    CONTAINS = "contains"
+from xds.mesh.model.objects import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, MeshConfig, Pod, Ref, spiffe_id
 
 
 class NamedRule(NamedTuple):
@@ -57,10 +56,6 @@ class Rules(NamedTuple):
 
     def __hash__(self) -> int:
         return self.digest
-
-
-DEFAULT_TRUST_DOMAIN = "cluster.local"
-"""Trust domain that stands for those of the mesh in principals."""
 
 
 def policies_of(mesh: Mesh, pod: Pod) -> tuple[AuthorizationPolicy, ...]:
@@ -141,13 +136,11 @@ def _is_enforceable(condition: Condition, *, http: bool) -> bool:
 
 _NO_HEADER = re.compile(r"[\0\r\n]")
 """Characters in the name of a header with which Envoy rejects all rules."""
-_MAX_TEMPLATE_LENGTH = 256
-"""Maximum length of a template in Envoy."""
 
 
 def _is_accepted(template: str) -> bool:
     """Whether Envoy accepts a template. It crashes if one has an empty segment (Envoy 1.40)."""
-    return "//" not in template and len(template) <= _MAX_TEMPLATE_LENGTH
+    return "//" not in template and len(template) <= MAX_TEMPLATE_LENGTH
 
 
 def _without_unenforceable(rule: Rule, *, http: bool) -> Rule:
@@ -355,6 +348,8 @@ def _is_like(text: str | None, pattern: Pattern) -> bool | None:
             return bool(text)
         case PatternKind.TEMPLATE:
             return _fits(text, pattern.text)
+        case PatternKind.CONTAINS:
+            return pattern.text in text
         case _:
             assert_never(pattern.kind)
 
@@ -384,10 +379,8 @@ def _fits(path: str, template: str) -> bool:
 class SpiffePattern(NamedTuple):
     """A pattern for SPIFFE IDs. It needs no regular expression, so that no name has to be escaped."""
 
-    kind: SpiffeMatch
-    """How it matches."""
-    text: str
-    """Text to match."""
+    pattern: Pattern
+    """Pattern for the whole SPIFFE ID."""
     unless: tuple[str, ...] = ()
     """SPIFFE IDs that do not count."""
     unless_contains: str = ""
@@ -399,17 +392,7 @@ class SpiffePattern(NamedTuple):
             return False
         if self.unless_contains and self.unless_contains in identity:
             return False
-        match self.kind:
-            case SpiffeMatch.EXACT:
-                return identity == self.text
-            case SpiffeMatch.PREFIX:
-                return identity.startswith(self.text)
-            case SpiffeMatch.SUFFIX:
-                return identity.endswith(self.text)
-            case SpiffeMatch.CONTAINS:
-                return self.text in identity
-            case _:
-                assert_never(self.kind)
+        return bool(_is_like(identity, self.pattern))
 
 
 _SCHEME = "spiffe://"
@@ -433,15 +416,19 @@ def spiffe_patterns(config: MeshConfig, attribute: Attribute, pattern: Pattern) 
             # A trust domain of the mesh stands for all of them, as in principals.
             is_of_mesh = pattern.kind is PatternKind.EXACT and pattern.text in config.trust_domains
             domains = [each for each in config.trust_domains if is_of_mesh or _is_like(each, pattern)]
-            return tuple(SpiffePattern(SpiffeMatch.PREFIX, f"{_SCHEME}{domain}/") for domain in domains)
+            return tuple(_spiffe(PatternKind.PREFIX, f"{_SCHEME}{domain}/") for domain in domains)
         case Attribute.SERVICE_ACCOUNT:
             namespace, _, name = pattern.text.partition("/")
             return tuple(
-                SpiffePattern(SpiffeMatch.EXACT, spiffe_id(domain, namespace, name))
+                _spiffe(PatternKind.EXACT, spiffe_id(domain, namespace, name))
                 for domain in config.trust_domains
             )
         case _:
             return _namespace(config, pattern)
+
+
+def _spiffe(kind: PatternKind, text: str) -> SpiffePattern:
+    return SpiffePattern(Pattern(kind, text))
 
 
 def _principal(pattern: Pattern) -> SpiffePattern:
@@ -451,11 +438,11 @@ def _principal(pattern: Pattern) -> SpiffePattern:
             # The text may match the scheme as well as the rest, which is too short then.
             starts = (_SCHEME[index:] for index in range(len(_SCHEME)))
             unless = tuple(_SCHEME + text.removeprefix(start) for start in starts if text.startswith(start))
-            return SpiffePattern(SpiffeMatch.SUFFIX, text, unless)
+            return SpiffePattern(pattern, unless)
         case PatternKind.EXACT:
-            return SpiffePattern(SpiffeMatch.EXACT, _SCHEME + text)
+            return _spiffe(PatternKind.EXACT, _SCHEME + text)
         case _:
-            return SpiffePattern(SpiffeMatch.PREFIX, _SCHEME + text)
+            return _spiffe(PatternKind.PREFIX, _SCHEME + text)
 
 
 def _with_aliases(config: MeshConfig, principal: str) -> tuple[str, ...]:
@@ -478,9 +465,9 @@ def _namespace(config: MeshConfig, pattern: Pattern) -> tuple[SpiffePattern, ...
         case PatternKind.SUFFIX:
             # In namespace sa, /ns/sa/ looks like the end of a namespace whose name ends with ns.
             unless = "/ns/sa/sa/" if "ns".endswith(text) else ""
-            return (SpiffePattern(SpiffeMatch.CONTAINS, f"{text}/sa/", unless_contains=unless),)
+            return (SpiffePattern(Pattern(PatternKind.CONTAINS, f"{text}/sa/"), unless_contains=unless),)
         case PatternKind.EXACT:
             text += "/"
     return tuple(
-        SpiffePattern(SpiffeMatch.PREFIX, f"{_SCHEME}{domain}/ns/{text}") for domain in config.trust_domains
+        _spiffe(PatternKind.PREFIX, f"{_SCHEME}{domain}/ns/{text}") for domain in config.trust_domains
     )

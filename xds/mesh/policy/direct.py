@@ -15,11 +15,11 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Call, CallerFact, Mode, OutsideTraffic, Pod, Ref, Service, ServicePort
 from xds.mesh.model.scraping import SCRAPE, scraped_ports
-from xds.mesh.policy.access import permission
+from xds.mesh.policy.access import permission, port_rules
 from xds.mesh.policy.authorization import Access
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode
-from xds.mesh.policy.reach import Failure, rules_at
+from xds.mesh.policy.reach import Failure, refusal_by
 from xds.mesh.policy.steps import Steps, finish
 
 METRICS_PORT_NAMES = frozenset(
@@ -48,8 +48,7 @@ class Refusal:
     @property
     def failure(self) -> Failure:
         """Why sidecars refuse it."""
-        denies = self.decided_by.kind == "AuthorizationPolicy"
-        return Failure.ACCESS_DENIED if denies else Failure.SERVER_REQUIRES_MTLS
+        return refusal_by(self.decided_by)
 
 
 class RefusalKey(NamedTuple):
@@ -75,7 +74,7 @@ def _refused_by(mesh: Mesh, pod: Pod, port: int) -> tuple[Ref, bool] | None:
     mode = mode_at(mesh, pod, port)
     if mode and mode[0] is Mode.STRICT:
         return mode[1], True
-    rules = rules_at(mesh, Endpoint(address=pod.address, port=port, pod=pod))
+    rules = port_rules(mesh, pod, port) if mode else None
     found = permission(mesh.config, rules, "") if rules else None
     if found is None or found.access is Access.ALLOWED:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
@@ -167,9 +167,10 @@ def sender_key(mesh: Mesh, client: Pod) -> SenderKey:
         path = rule_key(mesh, client.namespace, client.meta.labels), client.redirection, client.interception
         identity = identity_class(mesh, client)
     # A mesh can have a thousand classes, which are compared for each service.
-    known: dict[object, Any] = mesh.scratch.setdefault("senders", {})
-    found: SenderKey = known.setdefault((path, identity), SenderKey(known.setdefault(path, path), identity))
-    return found
+    paths: dict[_Path | None, _Path | None] = mesh.scratch.setdefault("paths of senders", {})
+    path = paths.setdefault(path, path)
+    keys: dict[object, SenderKey] = mesh.scratch.setdefault("senders", {})
+    return keys.setdefault((path, identity), SenderKey(path, identity))
 
 
 class Answers(NamedTuple):

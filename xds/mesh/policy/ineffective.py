@@ -200,8 +200,8 @@ def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Ite
 def _authorization(
     facts: NamespaceFacts, policy: AuthorizationPolicy, *, is_root: bool
 ) -> Iterator[_Finding]:
-    total = sum(map(count_values, facts.authorization_policies))
-    if total > MAX_VALUES and policy is facts.authorization_policies[-1]:
+    newest = facts.authorization_policies[-1]
+    if policy is newest and (total := sum(map(count_values, facts.authorization_policies))) > MAX_VALUES:
         yield _problem(
             policy,
             f"the AuthorizationPolicies of namespace {policy.namespace} have {total} values: "

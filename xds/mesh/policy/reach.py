@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Interception, Mode, Pod, Protocol, Ref, Service, ServicePort
+from xds.mesh.model.objects import Interception, Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.access import PortRules, permission, port_rules
@@ -81,6 +81,12 @@ class Failure(StrEnum):
     """The client sends SIMPLE or MUTUAL TLS to a sidecar, which expects mesh mTLS or plaintext HTTP."""
     TLS_LEFT_TO_APPLICATION = "tls-left-to-application"
     """The client sends SIMPLE or MUTUAL TLS to an application, which may not support TLS."""
+
+
+def refusal_by(decided_by: Ref) -> Failure:
+    """Return why a sidecar refuses plaintext, from the object that decides it."""
+    denies = decided_by.kind == "AuthorizationPolicy"
+    return Failure.ACCESS_DENIED if denies else Failure.SERVER_REQUIRES_MTLS
 
 
 class Answer(NamedTuple):
@@ -235,25 +241,17 @@ def server_of(
 def _server(mesh: Mesh, endpoint: Endpoint) -> Server:
     pod = endpoint.pod
     exposure = mesh.exposure(pod, endpoint.port) if pod else None
+    enforced = enforced_mode(mesh, endpoint)
     return Server(
         closed=is_closed(mesh, endpoint),
         mode=endpoint_mode(mesh, endpoint),
-        enforced=enforced_mode(mesh, endpoint),
+        enforced=enforced,
         http=bool(exposure and exposure.port.protocol.is_http),
         identity=pod.identity(mesh.config.trust_domain) if pod else "",
-        rules=rules_at(mesh, endpoint),
+        rules=port_rules(mesh, pod, endpoint.port) if pod and enforced else None,
         excluded_by=frozenset(),
         contest=None,
     )
-
-
-def rules_at(mesh: Mesh, endpoint: Endpoint) -> PortRules | None:
-    """Return the rules of AuthorizationPolicies at an endpoint; None if no sidecar enforces any."""
-    pod = endpoint.pod
-    if pod is None or enforced_mode(mesh, endpoint) is None:
-        return None
-    exposure = mesh.exposure(pod, endpoint.port)
-    return port_rules(mesh, pod, endpoint.port, exposure.port.protocol if exposure else Protocol.AUTO)
 
 
 def answer_for(

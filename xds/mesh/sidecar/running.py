@@ -16,13 +16,12 @@ from typing import NoReturn
 
 from xds.codec import to_json_dict
 from xds.mesh.model.names import host_port
+from xds.mesh.model.objects import DEFAULT_TRUST_DOMAIN
 from xds.mesh.sidecar import FORWARDED_SIGNALS
 from xds.mesh.sidecar.environment import Sidecar
 from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE, KEY_DIR
 from xds.validation import envoy
 
-DEFAULT_TRUST_DOMAIN = "cluster.local"
-"""Trust domain in the first certificate request. The control plane tells the right one if it matters."""
 _PR_SET_PDEATHSIG = 1
 
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
@@ -160,6 +159,7 @@ def run_beside_agent(argv: list[str], sidecar: Sidecar) -> NoReturn:
         *(sys.executable, "-P", "-m", "xds.mesh.sidecar.agent", str(envoy)),
         host_port(sidecar.host, sidecar.port),
         *(sidecar.credential.token, sidecar.credential.roots, sidecar.certificate_socket),
+        # For the first certificate request. The control plane tells the right trust domain if it matters.
         sidecar.pod.identity(DEFAULT_TRUST_DOMAIN),
     ]
     execute(agent)
