@@ -1,22 +1,39 @@
 """A mesh whose proxies ACK late, lose streams and restart.
 
-After every event, one invariant is checked: a request that every policy since the last `settle` lets through
-does not fail with the active configurations of its client and server.
+After every event, two invariants are checked with the active configurations of each client and server: a
+request does not fail that the policies let through in every state since the last `settle`, and none is
+allowed that the AuthorizationPolicies deny in every state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
+from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref, ServedDiff
+from xds.mesh.model.objects import (
+    AuthorizationPolicy,
+    Change,
+    Fact,
+    MeshConfig,
+    Meta,
+    Mode,
+    Pod,
+    PortKey,
+    Ref,
+    ServedDiff,
+)
 from xds.mesh.model.traffic import TlsMode
+from xds.mesh.policy import authorization
+from xds.mesh.policy.authorization import Access, Request, Rules, rules_of, served_rules_of
 from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.observation import Generations, Observed, Report
+from xds.mesh.rollout.permissions import TOGETHER
 from xds.mesh.rollout.stages import ACCEPTED_SENDS
 from xds.mesh.rollout.waits import Wait, port_wait
 
@@ -30,6 +47,23 @@ DETECTION_TIMEOUT = 1.0
 """Seconds that a listener waits for the client to send first."""
 CLUSTERS = ("outbound|80||web.ns.svc.cluster.local", "outbound|90||web.ns.svc.cluster.local")
 RULES = (None, "DISABLE", "ISTIO_MUTUAL")
+
+
+def _by_principal(*values: str, excluded: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+    patterns = (tuple(map(Pattern.parse, each)) for each in (values, excluded))
+    return (Rule(conditions=(Condition(Attribute.PRINCIPAL, *patterns),)),)
+
+
+ONE, TWO = (f"cluster.local/ns/clients/sa/{name}" for name in CLIENTS)
+PERMISSIONS: Mapping[str, tuple[Rule, ...]] = {
+    "nothing": (),
+    "everything": (Rule(),),
+    "mutual TLS": _by_principal("*"),
+    "plaintext": _by_principal(excluded=("*",)),
+    "one": _by_principal(ONE),
+    "all but one": _by_principal(excluded=(ONE,)),
+}
+"""Rules of AuthorizationPolicies."""
 
 
 def facts() -> list[Fact]:
@@ -46,6 +80,7 @@ class Server:
     generation: int = -1
     """The active generation."""
     modes: dict[int, Mode] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
     acked: int = -1
     """The generation whose ACK has arrived at the control plane."""
     rejects: bool = False
@@ -78,8 +113,9 @@ class Proxies:
         self.clients = {name: Client() for name in CLIENTS}
         self.start()
         self.settle()
-        self.must_reach = [self.reachable()]
-        """The pairs of client and port that policies let through, for each state since the last `settle`."""
+        self.must_reach, self.must_fail = [self.reachable()], [self.denied()]
+        """The pairs of client and port that policies let through, and those that no ALLOW policy allows,
+        for each state since the last `settle`."""
 
     # --- the control plane ----------------------------------------------------------------------------------
 
@@ -95,6 +131,15 @@ class Proxies:
                 self.rollout.recover(Ref("Pod", "ns", name), server.modes)
         for client in self.clients.values():
             self.reset(client)
+        if hasattr(self, "must_reach"):
+            # After a restart, only the current policies are known.
+            self.must_reach.append(
+                {
+                    (name, key)
+                    for name, key, *_, rules in self.pairs()
+                    if self.permits(rules, name, key[1], *Send)
+                }
+            )
         self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
@@ -105,6 +150,7 @@ class Proxies:
         self.facts.update({fact.ref: fact for fact in applied})
         self.mesh = self.rollouts.apply(self.mesh, change, self.observe(), self.now)
         self.must_reach.append(self.reachable())
+        self.must_fail.append(self.denied())
 
     def advance(self) -> None:
         """Let the control plane advance its rollouts once."""
@@ -151,22 +197,20 @@ class Proxies:
     def set_mode(self, mode: str | None, *, name: str = "", port: int = 0) -> None:
         """Set the mode of the namespace, of one server, or of one port of a server."""
         named = f"{name or 'default'}-{port}" if name else "default"
-        ref = Ref("PeerAuthentication", "ns", named)
         if mode is None:
-            self.change(removed=(ref,) if ref in self.facts else ())
+            self.set({Ref("PeerAuthentication", "ns", named): None})
         elif port:
             self.change(peer("ns", None, name=named, ports={port: mode}, group=name))
         else:
             self.change(peer("ns", mode, name=named, **({"group": name} if name else {})))
 
     def set_rule(self, mode: str | None, client: str = "") -> None:
-        name = f"for-{client or 'all'}"
-        ref = Ref("DestinationRule", "clients", name)
-        selector = {"app": client} if client else None
-        if mode is None:
-            self.change(removed=(ref,) if ref in self.facts else ())
-        else:
-            self.change(rule("clients", "web.ns.svc.cluster.local", mode, name=name, selector=selector))
+        self.set(client_rule(mode, client))
+
+    def set(self, objects: Mapping[Ref, Fact | None]) -> None:
+        """Apply objects, and remove those that are None, in one change."""
+        removed = tuple(ref for ref, fact in objects.items() if fact is None and ref in self.facts)
+        self.change(*filter(None, objects.values()), removed=removed)
 
     # --- the proxies ----------------------------------------------------------------------------------------
 
@@ -176,6 +220,7 @@ class Proxies:
         assert itself
         server.generation, server.rejects = self.mesh.served.generation, False
         server.modes = {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
+        server.rules = served_rules_of(self.mesh, itself, http=False)
 
     def deliver_to_client(self, name: str) -> None:
         client, sends = self.clients[name], self.sends(self.mesh, name)
@@ -265,14 +310,36 @@ class Proxies:
             assert itself
             if server.connected:
                 assert server.modes == {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
-        self.must_reach = [self.reachable()]
+                assert server.rules == rules_of(wanted, itself, http=False)
+        self.now += TOGETHER
+        self.must_reach, self.must_fail = [self.reachable()], [self.denied()]
 
     # --- what must hold -------------------------------------------------------------------------------------
 
     def reachable(self) -> set[tuple[str, PortKey]]:
-        """Return the pairs of client and port that the current policies let through."""
+        """Return the pairs of client and port that the current policies let through.
+
+        DENY policies apply at once, so the client must be allowed whatever it sends.
+        """
+        return {
+            (name, key)
+            for name, key, mode, send, rules in self.pairs()
+            if send in ACCEPTED_SENDS[mode]
+            and self.permits(rules, name, key[1], send)
+            and self.permits(rules._replace(allow=None), name, key[1], *Send)
+        }
+
+    def denied(self) -> set[tuple[str, PortKey]]:
+        """Return the pairs of client and port that no current ALLOW policy allows."""
+        return {
+            (name, key)
+            for name, key, _, send, rules in self.pairs()
+            if not self.permits(rules._replace(deny=()), name, key[1], send)
+        }
+
+    def pairs(self) -> Iterator[tuple[str, PortKey, Mode, Send, Rules]]:
+        """Yield each client and port, with the port's mode, what the client sends, and the server's rules."""
         mesh = Mesh(self.facts.values(), self.config)
-        found = set()
         web = mesh.service("ns", "web")
         assert web
         for name in CLIENTS:
@@ -283,25 +350,67 @@ class Proxies:
                     server = endpoint.pod
                     assert isinstance(server, Pod)
                     mode = served_mode(mesh, server, endpoint.port).mode
-                    if decide(mesh, client, web, port, endpoint).send in ACCEPTED_SENDS[mode]:
-                        found.add((name, (server.ref, endpoint.port)))
-        return found
+                    send = decide(mesh, client, web, port, endpoint).send
+                    assert send
+                    yield name, (server.ref, endpoint.port), mode, send, rules_of(mesh, server, http=False)
+
+    def permits(self, rules: Rules, client: str, port: int, *sends: Send) -> bool:
+        """Whether rules allow everything that a client sends."""
+        identity = f"spiffe://cluster.local/ns/clients/sa/{client}"
+        requests = (Request(identity=identity if send is Send.MTLS else "", port=port) for send in sends)
+        return all(
+            authorization.decide(self.config, rules, request).access is Access.ALLOWED for request in requests
+        )
+
+    def sent(self, name: str, key: PortKey) -> set[Send]:
+        """Return what a client sends to a port, with what its last connection sent that is not classified."""
+        client, server = self.clients[name], self.servers[key[0].name]
+        if key not in client.sends or not server.modes:
+            return set()
+        opened_to, until = client.unclassified.get(key, (None, 0.0))
+        unread = opened_to is server and self.now < until
+        return {client.sends[key], *((Send.PLAINTEXT,) if unread else ())}
 
     def check(self) -> None:
-        """Check that no request fails that all policies since the last `settle` let through."""
+        """Check the invariants."""
         if not hasattr(self, "must_reach"):
             return
-        for name, key in set.intersection(*self.must_reach):
-            client, server = self.clients[name], self.servers[key[0].name]
-            if key in client.sends and server.modes:
-                mode, sends = server.modes[key[1]], {client.sends[key]}
-                opened_to, until = client.unclassified.get(key, (None, 0.0))
-                if opened_to is server and self.now < until:
-                    sends.add(Send.PLAINTEXT)
-                for send in sends - ACCEPTED_SENDS[mode]:
-                    raise AssertionError(
-                        f"{name} sends {send} to {key[0].name}:{key[1]}, which accepts {mode}"
-                    )
+        must_reach, must_fail = set.intersection(*self.must_reach), set.intersection(*self.must_fail)
+        for name, key in must_reach | must_fail:
+            server, itself = self.servers[key[0].name], self.mesh.get(key[0])
+            assert isinstance(itself, Pod)
+            # A change of only DestinationRules and AuthorizationPolicies does not wait for servers.
+            has_rules = server.rules == served_rules_of(self.mesh, itself, http=False)
+            for send in self.sent(name, key):
+                what, mode = f"{name} sends {send} to {key[0].name}:{key[1]}", server.modes[key[1]]
+                is_permitted = self.permits(server.rules, name, key[1], send)
+                if (name, key) in must_reach:
+                    assert send in ACCEPTED_SENDS[mode], f"{what}, which accepts {mode}"
+                    assert is_permitted or not has_rules, f"{what}, which denies it"
+                else:
+                    assert not (is_permitted and has_rules), f"{what}, which allows it"
+
+
+def client_rule(mode: str | None, client: str = "") -> dict[Ref, Fact | None]:
+    """Return a DestinationRule of the clients, or that there is none."""
+    name, selector = f"for-{client or 'all'}", {"app": client} if client else None
+    fact = rule("clients", "web.ns.svc.cluster.local", mode, name=name, selector=selector) if mode else None
+    return {Ref("DestinationRule", "clients", name): fact}
+
+
+def permission(
+    allowed: str | None, action: Action = Action.ALLOW, name: str = "web"
+) -> dict[Ref, Fact | None]:
+    """Return an AuthorizationPolicy of the servers, or that there is none.
+
+    Args:
+        allowed: PERMISSIONS that it is about.
+        action: its action.
+        name: its name.
+    """
+    meta = Meta(ref=Ref("AuthorizationPolicy", "ns", name))
+    fact = AuthorizationPolicy(meta=meta, action=action, rules=PERMISSIONS[allowed]) if allowed else None
+    return {meta.ref: fact}
 
 
 def settled(mode: str, timeout: float | None = 1e9) -> Proxies:

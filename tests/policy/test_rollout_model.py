@@ -9,7 +9,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS, Client, Proxies, Server
+from tests.policy.rollout_world import (
+    CLIENTS,
+    PERMISSIONS,
+    PORTS,
+    RULES,
+    SERVERS,
+    Client,
+    Proxies,
+    Server,
+    client_rule,
+    permission,
+)
+from tests.policy.world import peer
+from xds.mesh.model.authorization import Action
+from xds.mesh.model.objects import Ref
 
 MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
 mode = st.sampled_from(MODES)
@@ -39,6 +53,23 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule(mode=st.sampled_from(RULES), name=st.sampled_from(("", *CLIENTS)))
     def set_rule_for_clients(self, mode: str | None, name: str) -> None:
         self.world.set_rule(mode, name)
+
+    @rule(
+        allowed=st.sampled_from((None, *PERMISSIONS)),
+        action=st.sampled_from((Action.ALLOW, Action.ALLOW, Action.DENY)),
+        name=st.sampled_from(("web", "more")),
+        mode=st.sampled_from(("as before", *MODES)),
+        of=st.sampled_from(("as before", *RULES)),
+    )
+    def set_permission(
+        self, allowed: str | None, action: Action, name: str, mode: str | None, of: str | None
+    ) -> None:
+        objects = permission(allowed, action, name)
+        if mode != "as before":
+            objects[Ref("PeerAuthentication", "ns", "default")] = peer("ns", mode) if mode else None
+        if of != "as before":
+            objects |= client_rule(of)
+        self.world.set(objects)
 
     @rule(enabled=st.booleans())
     def set_mesh_wide_mtls(self, enabled: bool) -> None:

@@ -22,6 +22,7 @@ from typing import Self
 import pytest
 
 from tests.support import manifests
+from tests.support.authorization import authorization_policy, source
 from tests.support.clients import NO_ANSWER, Client
 from tests.support.envoy import run_options
 from tests.support.load import Load, Sent
@@ -87,6 +88,10 @@ class Lines:
                 self.failures.append(f"{clock()} port {port} after {lived:.3f} s: {error or type(error)}")
             self.asked += 1
             await asyncio.sleep(self.pause)
+
+
+def key_of(manifest: Manifest) -> str:
+    return f"{manifest['kind']}/{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
 
 
 class Pods:
@@ -164,9 +169,7 @@ class Pods:
         return sum(len(load.sent) for load in self.loads) + sum(line.asked for line in self.lines), failed
 
     def say(self, manifest: Manifest) -> None:
-        self.objects[
-            f"{manifest['kind']}/{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
-        ] = manifest
+        self.objects[key_of(manifest)] = manifest
         self.mesh.apply(manifest)
 
     def unsay(self, key: str) -> None:
@@ -211,8 +214,14 @@ async def running(loopback, directory, *options: str, drain: int = PATIENT, sett
         yield pods
 
 
-def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
-    """Yield endless changes. After each of them, all traffic is still served."""
+def flips(pods: Pods, dice: random.Random, *, permissions: bool = True) -> Iterator[Callable[[], str]]:
+    """Yield endless changes. After each of them, all traffic is still served.
+
+    Args:
+        pods: the pods.
+        dice: chooses the changes.
+        permissions: whether AuthorizationPolicies change, alone and together with modes and rules.
+    """
 
     def mode() -> str:
         return dice.choice(MODES)
@@ -246,8 +255,21 @@ def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
             pods.unsay(dice.choice(sorted(pods.objects)))
         return "away"
 
+    def permission() -> str:
+        namespace, name = dice.choice((("ns", "web"), ("ns", "more"), ("istio-system", "all")))
+        rules = dice.choice(([source(principals=["*"])], [source(namespaces=["ns"])], [{}]))
+        pods.say(authorization_policy(namespace, *rules, name=name))
+        return "permission"
+
+    def together() -> str:
+        dice.choice((mesh_wide, namespace, workload, port, rule, away))()
+        # An API server gets them one after the other: the policy comes last.
+        permission()
+        return "together"
+
     while True:
-        yield dice.choice((mesh_wide, namespace, workload, port, rule, rule, away))
+        changes = (mesh_wide, namespace, workload, port, rule, rule, away)
+        yield dice.choice((*changes, permission, *[together] * 5) if permissions else changes)
 
 
 def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
@@ -317,7 +339,7 @@ def facts_with(mesh: LocalMesh, objects: dict[str, Manifest]):
     from xds.mesh.parse import parse
 
     base = mesh.facts()
-    kinds = {"PeerAuthentication", "DestinationRule"}
+    kinds = {"PeerAuthentication", "DestinationRule", "AuthorizationPolicy"}
     kept = [fact for fact in base.facts() if fact.ref.kind not in kinds]
     facts = [parsed.fact for manifest in objects.values() for parsed in parse(manifest, lambda _: "test")]
     return Mesh([*kept, *filter(None, facts)], base.config)
@@ -335,16 +357,18 @@ async def test_random_mode_changes_fail_no_request(loopback, tmp_path):
     kinds: Counter[str] = Counter()
     async with running(loopback, tmp_path) as pods:
         await pods.load()
-        changes = flips(pods, dice)
+        changes, modes = flips(pods, dice), flips(pods, dice, permissions=False)
         for number in range(FLIPS):
             kinds[flip(pods, changes)] += 1
             if number % 10 == 3:
                 await pods.restart(number // 10 % 2)
             if number in (15, 35):
+                # A control plane that starts enforces AuthorizationPolicies at once.
+                await pods.mesh.settled(timeout=RECONNECTED)
                 for _ in range(40):
+                    kinds[flip(pods, modes)] += 1
                     if await on_its_way(pods):
                         break
-                    kinds[flip(pods, changes)] += 1
                 else:
                     pytest.fail(f"seed {seed}: nothing is ever on its way")
                 pods.history.append(f"{clock()} kill control plane")
@@ -367,6 +391,60 @@ async def test_random_mode_changes_fail_no_request(loopback, tmp_path):
     assert not failed, (
         f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{changed}\n{log}"
     )
+
+
+RULE = "web.ns.svc.cluster.local"
+ALLOWED = {
+    "disabled": [manifests.peer_authentication("ns", "DISABLE")],
+    "permissive": [
+        manifests.peer_authentication("ns", "PERMISSIVE"),
+        authorization_policy("ns", source(principals=["*"])),
+    ],
+    "permissive, plaintext by a rule": [
+        manifests.peer_authentication("ns", "PERMISSIVE"),
+        manifests.destination_rule("web", "ns", RULE, "DISABLE"),
+    ],
+    "strict, without a policy": [manifests.peer_authentication("ns", "STRICT")],
+    "strict": [
+        manifests.peer_authentication("ns", "STRICT"),
+        authorization_policy("ns", source(namespaces=["ns"])),
+    ],
+}
+"""States in which all traffic is served."""
+
+
+@pytest.mark.timeout(420)
+async def test_permissions_that_change_with_modes_fail_no_request(loopback, tmp_path):
+    async with running(loopback, tmp_path) as pods:
+        for number, name in enumerate(tour(sorted(ALLOWED))):
+            wanted = {key_of(manifest): manifest for manifest in ALLOWED[name]}
+            # The control plane may read one file before the next. What allows more comes first.
+            for key in pods.objects.keys() - wanted.keys():
+                pods.unsay(key)
+            for manifest in wanted.values():
+                pods.say(manifest)
+            pods.history.append(f"{clock()} {name}")
+            await pods.mesh.settled(timeout=RECONNECTED)
+            if number == 0:
+                await pods.load()
+            await pods.more()
+        sent, failed = await pods.stop()
+    print(f"{sent} requests, {number} changes")
+    assert not failed, f"{sum(failed.values())} of {sent}: {failed.most_common(5)}\n" + "\n".join(
+        pods.history
+    )
+
+
+def tour(names: list[str]) -> list[str]:
+    """Return a walk that takes each step from one name to another one once."""
+    left, walk = {name: [other for other in names if other != name] for name in names}, [names[0]]
+    circuit = []
+    while walk:
+        if left[walk[-1]]:
+            walk.append(left[walk[-1]].pop())
+        else:
+            circuit.append(walk.pop())
+    return circuit
 
 
 @pytest.mark.timeout(300)

@@ -27,7 +27,7 @@ from xds.mesh.model.objects import (
     Service,
     ServicePort,
 )
-from xds.mesh.policy.authorization import Rules, rules_of
+from xds.mesh.policy.authorization import Rules, served_rules_of
 from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
 from xds.mesh.policy.steps import Steps, finish
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
@@ -94,7 +94,7 @@ def _own_resources(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
 def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
     config = served_config(mesh.config, features)
     ports, deciders = _decide_inbound_ports(mesh, pod)
-    tcp, http = (rules_of(mesh, pod, http=is_http) for is_http in (False, True))
+    tcp, http = (served_rules_of(mesh, pod, http=is_http) for is_http in (False, True))
     # Policies on HTTP requests have the same rules for other connections: pods with them share a listener.
     guard = Guard(tcp._replace(policies=()), http)
     deciders += guard.http.policies

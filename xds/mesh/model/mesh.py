@@ -188,6 +188,10 @@ class Mesh:
             if isinstance(pod := self.get(ref), Pod):
                 touched.services |= self._services_of(pod)
                 touched.pods.add(pod.key)
+        old_allow, new_allow = self.served.allow, served.allow
+        touched.pods.update(
+            ref.key for ref in old_allow.keys() | new_allow.keys() if old_allow.get(ref) != new_allow.get(ref)
+        )
         for ref in self.served.rules.keys() | served.rules.keys():
             old_rule, new_rule = self.served_rule(ref), mesh.served_rule(ref)
             if old_rule != new_rule:

@@ -803,6 +803,16 @@ even if it breaks connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AllowStage:
+    """ALLOW policies that applied to a pod at some moment of a transition."""
+
+    policies: tuple[AuthorizationPolicy, ...] = field(hash=False)
+    """The policies. If there are none, everything is allowed."""
+    tls: frozenset[bool]
+    """Whether connections use mutual TLS that these policies may allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedDiff:
     """Differences between the served state and the desired state, during rollouts."""
 
@@ -814,6 +824,8 @@ class ServedDiff:
     """Whether clients are configured to send mutual TLS, unless a DestinationRule has TLS settings."""
     rules: Mapping[Ref, DestinationRule | None] = field(default_factory=dict)
     """Served versions of DestinationRules that changed. None: no version is served yet."""
+    allow: Mapping[Ref, tuple[AllowStage, ...]] = field(default_factory=dict)
+    """Served ALLOW policies of pods in transition. Each stage may allow a connection; the last is current."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

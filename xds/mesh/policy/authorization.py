@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -28,7 +28,15 @@ from xds.mesh.model.authorization import (
     Rule,
 )
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import DEFAULT_TRUST_DOMAIN, AuthorizationPolicy, MeshConfig, Pod, Ref, spiffe_id
+from xds.mesh.model.objects import (
+    DEFAULT_TRUST_DOMAIN,
+    AllowStage,
+    AuthorizationPolicy,
+    MeshConfig,
+    Pod,
+    Ref,
+    spiffe_id,
+)
 
 
 class NamedRule(NamedTuple):
@@ -78,31 +86,85 @@ def rules_of(mesh: Mesh, pod: Pod, *, http: bool) -> Rules:
         pod: the pod.
         http: whether for connections that are parsed as HTTP; others have no attributes of requests.
     """
+    return _cached_rules(mesh, pod, (), http=http)
+
+
+def served_rules_of(mesh: Mesh, pod: Pod, *, http: bool) -> Rules:
+    """Return the rules that a pod's sidecar is served. During a transition, earlier policies may allow more.
+
+    For the arguments, see `rules_of`.
+    """
+    return _cached_rules(mesh, pod, mesh.served.allow.get(pod.ref, ()), http=http)
+
+
+def _cached_rules(mesh: Mesh, pod: Pod, stages: tuple[AllowStage, ...], *, http: bool) -> Rules:
     policies = policies_of(mesh, pod)
     cache: dict[object, Rules] = mesh.scratch.setdefault("authorization", {})
-    key = (tuple(policy.ref for policy in policies), http)
+    key = (tuple(policy.ref for policy in policies), stages, http)
     if key not in cache:
-        cache[key] = _rules(policies, http=http)
+        cache[key] = _rules(policies, stages, http=http)
     return cache[key]
 
 
-def _rules(policies: Iterable[AuthorizationPolicy], *, http: bool) -> Rules:
+def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ...], *, http: bool) -> Rules:
     enforced = [policy for policy in policies if not policy.dry_run and policy.action is not Action.AUDIT]
-    deny: list[NamedRule] = []
-    allow: list[NamedRule] = []
-    for policy in enforced:
+    refs = tuple(policy.ref for policy in enforced)
+    deny = tuple(
+        named._replace(rule=_without_unenforceable(named.rule, http=http))
+        for named in _named(policy for policy in enforced if policy.action is not Action.ALLOW)
+    )
+    allow = _allow_rules([policy for policy in enforced if policy.action is Action.ALLOW], http=http)
+    earlier = [policy for stage in stages for policy in stage.policies if policy not in enforced]
+    if sum(map(count_values, enforced)) > MAX_VALUES:
+        deny, allow = (NamedRule("too-many-values", refs[-1], Rule()),), None
+    elif sum(map(count_values, (*enforced, *earlier))) <= MAX_VALUES and stages:
+        allow = tuple(_staged(stages, http=http))
+    return Rules(hash((deny, allow)), deny, allow, refs)
+
+
+def allow_policies_of(mesh: Mesh, pod: Pod) -> tuple[AuthorizationPolicy, ...]:
+    """Return the enforced ALLOW policies that apply to a pod."""
+    return tuple(
+        policy for policy in policies_of(mesh, pod) if policy.action is Action.ALLOW and not policy.dry_run
+    )
+
+
+def _named(policies: Iterable[AuthorizationPolicy]) -> Iterator[NamedRule]:
+    for policy in policies:
         for index, rule in enumerate(policy.rules):
             name = f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"
-            if policy.action is not Action.ALLOW:
-                deny.append(NamedRule(name, policy.ref, _without_unenforceable(rule, http=http)))
-            elif all(_is_enforceable(condition, http=http) for condition in conditions_of(rule)):
-                allow.append(NamedRule(name, policy.ref, rule))
-    has_allow = any(policy.action is Action.ALLOW for policy in enforced)
-    refs = tuple(policy.ref for policy in enforced)
-    if sum(map(count_values, enforced)) > MAX_VALUES:
-        deny, allow, has_allow = [NamedRule("too-many-values", refs[-1], Rule())], [], False
-    content = tuple(deny), tuple(allow) if has_allow else None
-    return Rules(hash(content), *content, refs)
+            yield NamedRule(name, policy.ref, rule)
+
+
+def _allow_rules(policies: Collection[AuthorizationPolicy], *, http: bool) -> tuple[NamedRule, ...] | None:
+    """Return the rules of ALLOW policies; None if there is no policy."""
+    rules = (
+        named
+        for named in _named(policies)
+        if all(_is_enforceable(condition, http=http) for condition in conditions_of(named.rule))
+    )
+    return tuple(rules) if policies else None
+
+
+def _staged(stages: tuple[AllowStage, ...], *, http: bool) -> Iterator[NamedRule]:
+    """Yield the rules of ALLOW policies during a transition. The earliest stage comes last."""
+    mtls = (Pattern(PatternKind.PRESENT, ""),)
+    for number, stage in enumerate(reversed(stages)):
+        rules = _allow_rules(stage.policies, http=http)
+        if rules is None:
+            rules = (NamedRule("no-policy", Ref("AuthorizationPolicy", "", ""), Rule()),)
+        match sorted(stage.tls):
+            case []:
+                continue
+            case [is_mtls]:
+                condition = Condition(Attribute.PRINCIPAL, *((mtls,) if is_mtls else ((), mtls)))
+                rules = tuple(each._replace(rule=_with(each.rule, condition)) for each in rules)
+        for each in rules:
+            yield each._replace(name=f"{each.name}-earlier[{number}]" if number else each.name)
+
+
+def _with(rule: Rule, condition: Condition) -> Rule:
+    return rule._replace(conditions=(*rule.conditions, condition))
 
 
 MAX_VALUES = 5000

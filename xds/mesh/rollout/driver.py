@@ -10,6 +10,7 @@ from xds.mesh.model.objects import Change
 from xds.mesh.rollout.desired import rule_in
 from xds.mesh.rollout.follower import Follower
 from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.permissions import Permissions
 from xds.mesh.rollout.planner import Planner
 from xds.mesh.rollout.proxies import ProxyTracker
 from xds.mesh.rollout.rollout import NextPlan, Rollout
@@ -46,6 +47,8 @@ class RolloutDriver:
         """What replicas share; None without other replicas."""
         self.follower = Follower(self.rollout)
         """Decides when to serve the shared plan, and when to make the next one."""
+        self.permissions = Permissions(self.rollout)
+        """The ALLOW policies of pods in transition."""
         self.observed = Observed()
         """The reports that were last collected."""
         self.checked_at = -inf
@@ -143,6 +146,7 @@ class RolloutDriver:
         for ref in changed_rules(mesh, after, change):
             self.rollout.change_rule(mesh, ref, rule_in(after, ref), now)
         self.rollout.update(after, now)
+        self.permissions.update(mesh, after, change, now)
         return self.advance(after, observed, now)
 
     def advance(self, mesh: Mesh, observed: Observed, now: float) -> Mesh:
@@ -157,7 +161,7 @@ class RolloutDriver:
             follower.follow(shared, mesh, now)
             if follower.must_propose(shared, now):
                 follower.propose(self._propose(mesh, observed, now), shared, mesh, now)
-        served = rollout.served()
+        served = replace(rollout.served(), allow=self.permissions.served(mesh, now))
         if shared:
             self._report = replace(
                 observed.own,

@@ -82,7 +82,7 @@ class Planner:
     def _transitions(self) -> Iterator[tuple[PortKey, Transition]]:
         """Yield the ports in transition, including those that start now."""
         rollout, observed, asks, count = self.rollout, self.observed, self._asks(), 0
-        for key in {**rollout.plan.ports, **dict.fromkeys(rollout.pending), **asks}:
+        for key in {**rollout.plan.ports, **dict.fromkeys(rollout.pending), **asks, **rollout.refusals}:
             port, transition, asked = rollout.ports.get(key), rollout.plan.ports.get(key), asks.get(key, ())
             if port is None or not has_running_sidecar(self.mesh, key):
                 continue
@@ -101,7 +101,8 @@ class Planner:
                 if observed.peers or observed.own.has_earlier_connections or asked:
                     clients = transition.clients.widen(BOTH, self.generation, self.now)
                     transition = replace(transition, clients=clients)
-            listener = transition.listener.widen([ask.mode for ask in asked], self.generation, self.now)
+            modes = (*(ask.mode for ask in asked), *rollout.refusals.get(key, ()))
+            listener = transition.listener.widen(modes, self.generation, self.now)
             yield key, transition.with_stages(listener, transition.clients)
 
     def _asks(self) -> dict[PortKey, list[Ask]]:

@@ -106,6 +106,11 @@ class Rollout:
         """DestinationRules in transition: pending, or served and not active yet. All others are absent."""
         self.pending: set[PortKey] = set()
         """Ports whose desired state is not the served one."""
+        self.refusals: dict[PortKey, frozenset[Mode]] = {}
+        """Ports whose servers may still have ALLOW policies that refuse what clients are about to send.
+
+        They count as servers in these modes, until they have ACKed the plan that considers them.
+        """
         self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
         """The ports that each service routes to."""
         self._unexposed: set[PortKey] = set()
@@ -124,6 +129,14 @@ class Rollout:
         ports = self.plan.ports.keys()
         lacks_ports = len(ports) < MAX_PORTS and not self.pending <= ports
         return lacks_ports or bool(self.unplanned_rules())
+
+    def pods_in_transition(self, mesh: Mesh) -> set[Ref]:
+        """Return the pods of which the mode, or what clients send to them, changes."""
+        keys = self.plan.ports.keys() | self.pending
+        for service in mesh.services() if self.rules else ():
+            if any(rule.affects([(service.cluster_host, 0)]) for rule in self.rules.values()):
+                keys |= self._service_ports.get(service.key, frozenset())
+        return {pod for pod, _ in keys}
 
     # --- desired state --------------------------------------------------------------------------------------
 
@@ -294,6 +307,11 @@ class Rollout:
             if key not in plan.ports and not port.is_pending:
                 self.stats.on_finished(now - transition.started_at)
         self.plan = plan
+        self.refusals = {
+            key: modes
+            for key, modes in self.refusals.items()
+            if key not in plan.ports or not modes.issubset(plan.ports[key].listener.possible)
+        }
         for key in self._unexposed - plan.ports.keys():
             self._forget_port(mesh, key)
         for ref, known in ({**self.rules, **plan.rules}).items():

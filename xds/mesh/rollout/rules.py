@@ -35,7 +35,7 @@ def distinct(versions: Iterable[RuleVersion]) -> tuple[RuleVersion, ...]:
 
 def _sends_key(rule: DestinationRule) -> tuple[frozenset[Send], frozenset[Send]]:
     """Return what clients send under a rule, without and with the parts that do not set TLS."""
-    return frozenset(_sends_under(rule, ())), frozenset(_sends_under(rule, tuple(Send)))
+    return frozenset(sends_under(rule, ())), frozenset(sends_under(rule, tuple(Send)))
 
 
 class RuleSends:
@@ -72,7 +72,7 @@ class RuleSends:
             for rule in self._versions
             if rule.ref != ref and any(rule.is_about(host) for host, _ in hosts)
         )
-        return {send for rule in (*versions, *others) for send in _sends_under(rule, default)}
+        return {send for rule in (*versions, *others) for send in sends_under(rule, default)}
 
     def to(self, transition: Transition, desired: Send) -> Iterator[tuple[set[Send], set[Send]]]:
         """For each rule in transition that affects a port, yield two sets of what clients may send.
@@ -110,7 +110,7 @@ def _overlap(one: RuleTransition, other: RuleTransition) -> bool:
     )
 
 
-def _sends_under(rule: RuleVersion, default: Collection[Send]) -> set[Send]:
+def sends_under(rule: RuleVersion, default: Collection[Send]) -> set[Send]:
     """Return what clients send under any part of a rule; `default` applies where it does not set TLS."""
     if not isinstance(rule, DestinationRule):
         return set(BOTH if rule is UNKNOWN else default)
