@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from tests.policy.test_access import A_ONLY, READS, policy
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
+from xds.mesh.model.authorization import Action
 from xds.mesh.policy.describe import OTHER_PORTS, describe
 
 WEB = pod("web-1", "apps", app="web")
@@ -69,3 +73,26 @@ def test_pod_without_sidecar_accepts_what_its_application_accepts():
     (described,) = describe(world, CLIENTS[0])
     assert described.port == OTHER_PORTS
     assert described.server.summary == "whatever the application accepts: the server has no sidecar"
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ([policy(A_ONLY, namespace="apps")], "; plaintext is denied (AuthorizationPolicy apps/rules)"),
+        (
+            [policy(READS, action=Action.DENY, namespace="apps")],
+            (
+                "; plaintext is allowed unless GET|HEAD for HTTP (AuthorizationPolicy apps/rules), "
+                "not for TCP (AuthorizationPolicy apps/rules)"
+            ),
+        ),
+        ([policy(A_ONLY, action=Action.DENY, namespace="apps")], ""),
+        ([policy(namespace="other")], ""),
+    ],
+    ids=["denied", "some requests", "only a client with an identity", "other namespace"],
+)
+def test_other_ports_say_what_policies_deny(facts, expected):
+    permissive = "mutual TLS and plaintext (PERMISSIVE)"
+    assert ports(*facts)[OTHER_PORTS].server.summary == permissive + expected
+    assert ports(*facts)[8080].server.summary == permissive
+    assert ports(*facts, peer("apps", "STRICT"))[OTHER_PORTS].server.summary == "mutual TLS only (STRICT)"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.policy.meshes import meshes
+from tests.policy.test_access import READS, policy
 from tests.policy.world import HTTP, TCP, mesh, meta, peer, pod, rule, service
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
@@ -208,6 +209,19 @@ def test_explanation_names_the_owner_and_its_objects():
         "the address belongs to Service shop/owner: auto mTLS is enabled, and the server's mode is PERMISSIVE"
     )
     assert group.explanation.identities == ("spiffe://cluster.local/ns/shop/sa/web",)
+
+
+def test_condition_of_one_of_several_servers_is_not_hidden():
+    some = policy(READS, namespace="shop", app="second")
+    for first, second in (("web", "second"), ("second", "web")):
+        pods = [
+            pod(f"{number}-{app}", "shop", app=app, both="x") for number, app in enumerate((first, second))
+        ]
+        both = replace(service("web", "shop", HTTP, age=5, both="x"), addresses=SHOP.addresses)
+        world = mesh(CLIENT, *pods, both, some, *taker(VIRTUAL, 80))
+        found, endpoint = called(world)
+        conditions = outcome(world, CLIENT, found, found.ports[0], endpoint).conditions
+        assert conditions == ("if GET|HEAD (AuthorizationPolicy shop/rules)",)
 
 
 def test_explanation_of_a_rollout_is_that_of_the_owner():

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Exposure, Mesh
-from xds.mesh.model.objects import Pod
+from xds.mesh.model.objects import Mode, Pod
+from xds.mesh.policy.access import permission, port_rules
+from xds.mesh.policy.authorization import Access
 from xds.mesh.policy.explain import Side, explain_endpoint, server_side
 from xds.mesh.policy.hops import Clients, Grouping, SenderKey, clients_of, sender_key
-from xds.mesh.policy.mtls import enforced_mode, ports_with_own_mode
+from xds.mesh.policy.mtls import ModeDecision, enforced_mode, ports_with_own_mode
 from xds.mesh.policy.reach import Result
 
 OTHER_PORTS = 0
@@ -58,7 +60,24 @@ def describe(mesh: Mesh, pod: Pod) -> Iterator[PortDescription]:
             RefusedClients(grouping.merge(keys), why)
             for why, keys in sorted(_refused(mesh, endpoint, to_port, classes).items())
         )
-        yield PortDescription(port, to_port, server_side(mesh, endpoint, server), refused)
+        side = server_side(mesh, endpoint, server)
+        if port == OTHER_PORTS and (access := _plaintext_access(mesh, pod, server)):
+            side = side._replace(summary=f"{side.summary}; {access}")
+        yield PortDescription(port, to_port, side, refused)
+
+
+def _plaintext_access(mesh: Mesh, pod: Pod, server: ModeDecision | None) -> str:
+    """Return what AuthorizationPolicies deny on other ports, where clients send plaintext; empty if nothing.
+
+    No Service forwards to these ports, so the sidecars of clients pass the connections through.
+    """
+    rules = port_rules(mesh, pod, OTHER_PORTS) if server and server.mode is not Mode.STRICT else None
+    found = permission(mesh.config, rules, "") if rules else None
+    if found is None or found.access is Access.ALLOWED:
+        return ""
+    if found.access is Access.DENIED:
+        return f"plaintext is denied ({', '.join(map(str, found.policies))})"
+    return f"plaintext is allowed {', '.join(found.conditions)}"
 
 
 def _refused(

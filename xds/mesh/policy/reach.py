@@ -332,7 +332,7 @@ def _contested(  # noqa: PLR0917
         )
     if not connections:
         return Connection(service, port, None, absent)
-    return min(connections, key=lambda found: RANKS[found.answer.result])
+    return min(connections, key=lambda found: rank(found.answer))
 
 
 def _judge(  # noqa: PLR0917
