@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from tests.policy.test_access import READS, policy, source
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
 from xds.mesh.controlplane.page import map_view as map_view_module
 from xds.mesh.controlplane.page.graph import predict
-from xds.mesh.controlplane.page.map_view import PLAINTEXT, POSSIBLE, PROBLEMS, Selection, map_view
+from xds.mesh.controlplane.page.map_view import DENIED, PLAINTEXT, POSSIBLE, PROBLEMS, Selection, map_view
 from xds.mesh.controlplane.page.observed import ObservedTraffic
+from xds.mesh.model.authorization import Action, Attribute
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 
@@ -66,6 +68,8 @@ async def test_service_with_a_pod_without_sidecar_is_mixed():
         "fails": 0,
         "reasons": ["endpoint-without-sidecar"],
         "why": ["server has no sidecar"],
+        "conditions": [],
+        "moreConditions": 0,
     }
     assert edge["label"]["text"] == "1 of 2"
 
@@ -74,6 +78,72 @@ async def test_failing_edges_have_a_reason_and_come_first():
     found = await view(mesh(*FACTS, peer("a", "STRICT")))
     assert [edge["predicted"]["result"] for edge in found["edges"]] == ["fails", "fails", "mtls", "mtls"]
     assert found["edges"][0]["label"]["text"] == "server requires mutual TLS"
+
+
+BOTH = (pod("web-1", "a", app="web"), pod("web-2", "a", app="web", version="v2"), service("web", "a", HTTP))
+NOTHING_ALLOWED = policy(namespace="a", app="web")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ([*BOTH, NOTHING_ALLOWED], ("denied", "denied", ["AuthorizationPolicy"])),
+        (
+            [*BOTH, policy(namespace="a", version="v2")],
+            ("denied", "1 of 2: denied", ["AuthorizationPolicy", "client has no sidecar"]),
+        ),
+        (
+            [*BOTH, policy(namespace="a", version="v2"), peer("a", "STRICT", app="web")],
+            ("fails", "server requires mutual TLS", ["server requires mutual TLS"]),
+        ),
+        (
+            [*BOTH, NOTHING_ALLOWED, peer("a", "STRICT", name="lock", version="v2")],
+            ("fails", "server requires mutual TLS", ["AuthorizationPolicy", "server requires mutual TLS"]),
+        ),
+    ],
+    ids=["all", "some endpoints", "mode", "mode of another endpoint"],
+)
+async def test_denied_edges_are_no_failures(facts, expected):
+    found = await view(mesh(*facts, pod("old", "b", sidecar=False)))
+    (edge,) = (edge for edge in found["edges"] if edge["from"] == "workload/b/old")
+    predicted = edge["predicted"]
+    assert (predicted["result"], edge["label"]["text"], sorted(predicted["why"])) == expected
+
+
+async def test_denied_edges_without_traffic_are_shown_by_their_filter():
+    world = mesh(*BOTH, NOTHING_ALLOWED, pod("old", "b", sidecar=False), pod("c", "c", sidecar=False))
+    traffic = Traffic()
+    for client in ("old", "other"):
+        key = EdgeKey(Client("b", client), Target("a", "web", 80), TrafficMode.PLAINTEXT)
+        traffic.add(key, Reporter.SERVER, ("a", "web-1"), requests=5, now=time.time())
+    seen = ObservedTraffic(traffic, world)
+    shown = {
+        only: {edge["from"] for edge in (await view(world, seen, only=only))["edges"]}
+        for only in ("", PROBLEMS, DENIED)
+    }
+    old, other = "workload/b/old", "workload/c/c"
+    assert (await view(world, seen))["edges"][0]["label"]["text"] == "denied, 5/min"
+    assert shown == {"": {old}, PROBLEMS: set(), DENIED: {old, other}}
+    assert set(results(await view(world, seen, only=DENIED)).values()) == {"denied"}
+
+
+async def test_conditions_of_an_edge_are_named():
+    rules = [policy(READS, action=Action.DENY, namespace="a", name=f"reads-{number}") for number in range(5)]
+    found = await view(mesh(*BOTH, *rules, pod("old", "b", sidecar=False)))
+    predicted = found["edges"][0]["predicted"]
+    assert predicted["conditions"] == [
+        f"unless GET|HEAD (AuthorizationPolicy a/reads-{number})" for number in range(3)
+    ]
+    assert (predicted["result"], predicted["moreConditions"]) == ("plaintext", 2)
+    assert found["edges"][0]["label"]["text"] == "conditional"
+
+
+async def test_plaintext_beside_what_is_denied_is_found():
+    denied = policy(source(Attribute.NAMESPACE, "a"), namespace="a", app="db")
+    world = mesh(*FACTS, denied)
+    assert results(await view(world, opened=frozenset({"a"}), only=PLAINTEXT)) == {
+        ("workload/b/old", "services/a"): "denied"
+    }
 
 
 async def test_many_failing_edges_have_no_reason(monkeypatch):

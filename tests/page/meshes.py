@@ -44,6 +44,16 @@ kind: DestinationRule
 metadata: {name: plain, namespace: full}
 spec: {host: httpbin.full.svc.cluster.local, exportTo: ["."], trafficPolicy: {tls: {mode: DISABLE}}}
 """
+AUTHORIZATION = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: sleep, namespace: full}
+spec:
+  selector: {matchLabels: {app: sleep}}
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/full/sa/httpbin]}}]
+    to: [{operation: {methods: [GET]}}]
+"""
 _SERVICE = """
 apiVersion: v1
 kind: Service

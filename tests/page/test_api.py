@@ -126,7 +126,7 @@ def test_xds_config_prints_the_same_list(server):
 @pytest.mark.parametrize(
     ("path", "status", "error"),
     [
-        ("map?only=x", 400, "only must be possible, problems or plaintext, not 'x'"),
+        ("map?only=x", 400, "only must be one of possible, problems, plaintext, denied, not 'x'"),
         ("map?width=x", 400, "width must be a number of pixels, not 'x'"),
         ("problems?notices=x", 400, "notices must be true or false, not 'x'"),
         ("explain?client=x&service=httpbin.full", 404, "pod x not found"),

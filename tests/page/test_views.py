@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import (
+    AUTHORIZATION,
     INVALID,
     NODE_ID,
     RULE,
@@ -45,9 +46,10 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """The Istio task, with an invalid object and one connected sidecar."""
+    """The Istio task, with an AuthorizationPolicy, an invalid object and one connected sidecar."""
     folder = istio_task(tmp_path_factory.mktemp("page") / "mesh")
     (folder / "invalid.yaml").write_text(INVALID)
+    (folder / "authorization.yaml").write_text(AUTHORIZATION)
     with serving(folder) as process, connected_sidecar(process.xds):
         yield Server(folder, process)
 
@@ -112,6 +114,38 @@ def test_click_or_enter_explains_a_connection(page, server):
     route = page.evaluate("location.hash")
     open_view(page, server, route.removeprefix("#/"))
     page.wait_for_selector("#panel .group")
+
+
+def test_what_policies_deny_is_apart(page, server):
+    denied, some = (EDGE.format(client, "full/sleep") for client in ("legacy/sleep", "full/httpbin"))
+    condition = "conditional: if GET (AuthorizationPolicy full/sleep)"
+    open_view(page, server, "map")
+    assert ", 3 denied" in page.text_content(".summary")
+    assert (
+        page.get_attribute(denied, "aria-label") == "sleep.legacy to sleep.full: denied (AuthorizationPolicy)"
+    )
+    assert page.get_attribute(some, "aria-label") == f"httpbin.full to sleep.full: mutual TLS, {condition}"
+    dashes = "selector => getComputedStyle(document.querySelector(`${selector} .stroke`)).strokeDasharray"
+    assert len({page.evaluate(dashes, line) for line in (denied, some, ".edge.mtls", ".edge.plaintext")}) == 4
+    assert (
+        page.locator(f"{some.replace('.edge[data-key', '.label[data-edge')} text").text_content()
+        == "conditional"
+    )
+    page.select_option('[data-key="only"]', "denied")
+    page.wait_for_selector(some, state="detached")
+    clients = ("legacy/httpbin", "legacy/sleep", "partial/httpbin")
+    expected = {f"workload/{client} service/full/sleep" for client in clients}
+    assert (edges(page, "denied"), edges(page, "mtls") | edges(page, "plaintext")) == (expected, set())
+    page.click("summary[data-key=listing]")
+    page.wait_for_selector(".listing td .badge.denied")
+    assert page.locator(".listing td .badge.denied").count() == 3
+    for client, service, text in (
+        ("sleep.legacy", "sleep.full", "denied to sleep.full"),
+        ("httpbin.full", "sleep.full", "conditional Requests are allowed if GET"),
+    ):
+        open_view(page, server, f"map?client={client}&service={service}")
+        page.wait_for_selector("#panel .badge.denied")
+        assert text in page.inner_text("#panel .result").replace("\n", " ")
 
 
 def test_map_filters_are_part_of_the_url(page, server):
@@ -264,8 +298,8 @@ def test_map_leads_to_who_would_break(page, server):
 
 
 def test_verdict_of_a_workload(page, server):
-    open_view(page, server, "migration?namespace=full&search=sleep.full")
-    page.wait_for_selector(".verdict >> text=sleep.full cannot be locked")
+    open_view(page, server, "migration?namespace=full&search=httpbin.full")
+    page.wait_for_selector(".verdict >> text=httpbin.full cannot be locked")
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -514,6 +548,14 @@ def test_policy_change_is_seen_on_a_large_map(page, tmp_path):
         page.wait_for_selector(f"{edge}.mixed", state="attached")
         (folder / "strict.yaml").write_text(STRICT.replace("full", "ns2"))
         page.wait_for_selector(f"{edge}.fails", state="attached")
+        (folder / "strict.yaml").unlink()
+        allow = "  rules: [{to: [{operation: {methods: [GET]}}]}]\n"
+        metadata = "metadata: {name: reads, namespace: ns2}\n"
+        text = f"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n{metadata}spec:\n"
+        (folder / "reads.yaml").write_text(text + allow)
+        page.wait_for_selector(f"{edge}.mixed.conditional >> text=if", state="attached")
+        (folder / "reads.yaml").write_text(text.replace("spec:", "spec: {}"))
+        page.wait_for_selector(f"{edge}.denied", state="attached")
 
 
 # --- everybody ----------------------------------------------------------------------------------------------
@@ -534,7 +576,8 @@ def test_list_of_connections_is_accessible(page, server):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.set_viewport_size({"width": 390, "height": 844})
     open_view(page, server, "map")
-    page.wait_for_selector(".connections")
+    page.wait_for_selector(".connections .badge.denied")
+    assert "conditional: if GET" in page.inner_text('.connections [data-key="service/full/sleep"] + ul')
     results = axe.run(page)
     assert results.response["violations"] == [], results.generate_report()
 

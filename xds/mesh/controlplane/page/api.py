@@ -25,7 +25,7 @@ from xds.mesh.controlplane.page.access import Access, Respond
 from xds.mesh.controlplane.page.encoding import encode
 from xds.mesh.controlplane.page.events import ViewEvents
 from xds.mesh.controlplane.page.graph import Graph, predict
-from xds.mesh.controlplane.page.map_view import PLAINTEXT, POSSIBLE, PROBLEMS, Selection
+from xds.mesh.controlplane.page.map_view import FILTERS, Selection
 from xds.mesh.controlplane.page.maps import Maps
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.controlplane.page.refresh import Refresher
@@ -311,8 +311,8 @@ def _proxy(proxy: proxies_pb2.Proxy, response: proxies_pb2.ListProxiesResponse) 
 
 def _selection(query: Mapping[str, str]) -> Selection:
     only = query.get("only", "")
-    if only not in {"", POSSIBLE, PROBLEMS, PLAINTEXT}:
-        raise ValueError(f"only must be {POSSIBLE}, {PROBLEMS} or {PLAINTEXT}, not {truncate(only)!r}")
+    if only and only not in FILTERS:
+        raise ValueError(f"only must be one of {', '.join(FILTERS)}, not {truncate(only)!r}")
     width = query.get("width", str(DEFAULT_WIDTH))
     if not (width.isascii() and width.isdecimal() and len(width) <= 5):
         raise ValueError(f"width must be a number of pixels, not {truncate(width)!r}")

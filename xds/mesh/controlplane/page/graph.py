@@ -37,6 +37,8 @@ class Prediction(NamedTuple):
     service: ServiceKey
     result: Result
     reason: str
+    conditions: tuple[str, ...]
+    """Conditions of AuthorizationPolicies, in words, if they allow only some requests."""
     endpoints: int
     """Number of endpoints; 0 if the service port has no ready endpoint."""
 
@@ -94,8 +96,9 @@ async def predict(mesh: Mesh) -> Graph:
 
 
 def _prediction(senders: Senders, hop: Hop) -> Prediction:
-    service = hop.service.namespace, hop.service.name
-    return Prediction(senders, service, hop.answer.result, str(hop.answer.reason), len(hop.endpoints))
+    service, answer = (hop.service.namespace, hop.service.name), hop.answer
+    reason = str(answer.reason)
+    return Prediction(senders, service, answer.result, reason, answer.conditions, len(hop.endpoints))
 
 
 def _examples(hop: Hop) -> dict[WorkloadKey, str]:

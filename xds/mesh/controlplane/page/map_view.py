@@ -24,7 +24,7 @@ from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.workload import Workload, WorkloadKey
 from xds.mesh.observe.edges import TrafficMode, format_rate
-from xds.mesh.policy.reach import RANKS, Result
+from xds.mesh.policy.reach import RANKS, Failure, Result
 
 MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
@@ -36,9 +36,13 @@ MAX_EDGES = 800
 """Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
 MAX_CELLS = 2_500
 """Maximum number of cells with a connection of a matrix, like MAX_EDGES."""
+MAX_CONDITIONS = 3
+"""Maximum number of conditions that an edge names."""
 
-POSSIBLE, PROBLEMS, PLAINTEXT = "possible", "problems", "plaintext"
-"""Filters: all possible connections, those that fail, and those that use plaintext."""
+POSSIBLE, PROBLEMS, PLAINTEXT, DENIED = "possible", "problems", "plaintext", "denied"
+"""Filters: all possible connections, those that fail, those that use plaintext, and those that
+AuthorizationPolicies deny."""
+FILTERS = POSSIBLE, PROBLEMS, PLAINTEXT, DENIED
 
 
 class Selection(NamedTuple):
@@ -55,8 +59,8 @@ class Selection(NamedTuple):
     search: str = ""
     """Open the namespaces with workloads and services whose names contain all of these words."""
     only: str = ""
-    """POSSIBLE, PROBLEMS or PLAINTEXT, to show such connections; empty for those with traffic and those that
-    fail, or for all possible ones in a mesh without observed traffic."""
+    """A filter, to show such connections; empty for those with traffic and those that fail, or for all
+    possible ones in a mesh without observed traffic."""
 
 
 class _MapConnection(NamedTuple):
@@ -76,6 +80,8 @@ class _MapEdge:
     counts: dict[Result, int] = field(default_factory=lambda: dict.fromkeys(Result, 0))
     """Number of endpoints by result, summed over the workloads and services of closed namespaces."""
     reasons: dict[str, Result] = field(default_factory=dict)
+    conditions: dict[str, None] = field(default_factory=dict)
+    """Conditions of AuthorizationPolicies that allow only some requests, in words."""
     services: dict[ServiceKey, int] = field(default_factory=dict)
     """Number of workloads that call each service."""
     worst: _MapConnection | None = None
@@ -87,15 +93,21 @@ class _MapEdge:
 
     @property
     def result(self) -> str:
-        """The result as a word: `fails`, `plaintext`, `mixed` or `mtls`."""
+        """The result as a word: `fails`, `denied`, `plaintext`, `mixed` or `mtls`."""
         if self.counts[Result.FAILS]:
-            return "fails"
+            return "denied" if self.failure == Failure.ACCESS_DENIED else "fails"
         if not self.counts[Result.PLAINTEXT]:
             return "mtls"
         return "mixed" if self.counts[Result.MTLS] else "plaintext"
 
+    @property
+    def failure(self) -> str:
+        """Why connections fail, if some do: ACCESS_DENIED only if there is no other reason."""
+        failures = [reason for reason, result in self.reasons.items() if result is Result.FAILS]
+        return min(failures, key=lambda reason: reason == Failure.ACCESS_DENIED)
 
-_RANKS = {"fails": 0, "plaintext": 1, "mixed": 2, "mtls": 3}
+
+_RANKS = {"fails": 0, "plaintext": 1, "mixed": 2, "denied": 3, "mtls": 4}
 _EdgeKey: TypeAlias = tuple[str, str]
 """IDs of the nodes of a client and a service."""
 
@@ -135,12 +147,12 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
     }
     ranked = sorted(shown, key=lambda key: (*_rank(shown[key]), *key))
     kept = {node for key in ranked for node in key}
-    if selection.only != PLAINTEXT:
+    if selection.only not in {PLAINTEXT, DENIED}:
         kept |= {_service_node(key, opened) for key in dead if selection.namespace in {"", key[0]}}
     if selection.node:
         ranked = [key for key in ranked if selection.node in key]
     nodes = _nodes(graph, opened, dead)
-    is_filtered = selection.only in {PROBLEMS, PLAINTEXT}
+    is_filtered = selection.only in {PROBLEMS, PLAINTEXT, DENIED}
     if is_filtered or selection.namespace or (is_large and not is_matrix):
         whole = {selection.namespace} if selection.namespace else opened
         kept |= {node for node in nodes if not is_filtered and _namespace(node) in whole}
@@ -170,8 +182,12 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
 def _is_shown(edge: _MapEdge, only: str, *, is_possible: bool) -> bool:
     """Whether a filter selects an edge. By default, `is_possible` selects it without traffic."""
     fails = edge.is_failing or edge.result == "fails"
-    is_unencrypted = edge.result in {"plaintext", "mixed"}
-    by_filter = {POSSIBLE: True, PROBLEMS: fails, PLAINTEXT: is_unencrypted}
+    by_filter = {
+        POSSIBLE: True,
+        PROBLEMS: fails,
+        PLAINTEXT: edge.counts[Result.PLAINTEXT] > 0,
+        DENIED: edge.result == "denied",
+    }
     return by_filter.get(only, is_possible or fails or bool(edge.seen))
 
 
@@ -232,6 +248,7 @@ def _add(edge: _MapEdge, prediction: Prediction, callers: Sequence[tuple[Workloa
     edge.services[service] = max(edge.services.get(service, 0), len(callers))
     if result is not Result.MTLS:
         edge.reasons.setdefault(prediction.reason, result)
+    edge.conditions.update(dict.fromkeys(prediction.conditions))
     if edge.worst is None or RANKS[result] < RANKS[edge.worst.result]:
         edge.worst = _MapConnection(*callers[0], service, result)
 
@@ -311,6 +328,8 @@ async def _edge_values(
                 **{str(result): edge.counts[result] for result in Result},
                 "reasons": list(edge.reasons),
                 "why": [reason_words(reason) for reason in edge.reasons],
+                "conditions": list(edge.conditions)[:MAX_CONDITIONS],
+                "moreConditions": len(list(edge.conditions)[MAX_CONDITIONS:]),
             },
             "observed": seen,
             "connections": sum(edge.services.values()),
@@ -335,21 +354,24 @@ async def _edge_values(
 
 def _label(edge: _MapEdge, observed: Mapping[str, Any] | None) -> str:
     """Return the text beside the symbol of an edge; empty if the symbol says everything."""
-    return ", ".join(filter(None, (_predicted_label(edge), *_observed_labels(edge, observed))))
+    conditional = "conditional" if edge.conditions else ""
+    return ", ".join(filter(None, (_predicted_label(edge), conditional, *_observed_labels(edge, observed))))
 
 
 def _predicted_label(edge: _MapEdge) -> str:
     counts = edge.counts
     total = sum(counts.values())
-    if edge.result == "fails":
-        reason = next(reason for reason, result in edge.reasons.items() if result is Result.FAILS)
+    if counts[Result.FAILS]:
         some = "" if counts[Result.FAILS] == total else f"{counts[Result.FAILS]} of {total}: "
-        return some + reason_words(reason)
+        return some + (reason_words(edge.failure) if edge.result == "fails" else "denied")
     return f"{counts[Result.MTLS]} of {total}" if edge.result == "mixed" else ""
 
 
 def _observed_labels(edge: _MapEdge, observed: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the rate, the failures, and what was observed if the prediction does not say it."""
+    """Yield the rate, the failures, and what was observed if the prediction does not say it.
+
+    A sidecar accepts the connection of a request that it denies.
+    """
     if observed is None:
         return
     rates = observed["requestsPerMinute"]
@@ -357,7 +379,7 @@ def _observed_labels(edge: _MapEdge, observed: Mapping[str, Any] | None) -> Iter
         yield f"{format_rate(rate)}/min"
     if rates.get(TrafficMode.REFUSED):
         yield "plaintext refused"
-    elif rates.get(TrafficMode.PLAINTEXT) and edge.result not in {"plaintext", "mixed"}:
+    elif rates.get(TrafficMode.PLAINTEXT) and edge.result not in {"plaintext", "mixed", "denied"}:
         yield "plaintext accepted"
     if edge.is_failing:
         yield f"{observed['failedPerHour']} failed"

@@ -19,7 +19,7 @@ _REASONS = {
     Failure.INBOUND_EXCLUDED: "server's annotations bypass its sidecar",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "server has no sidecar",
     Failure.IDENTITY_REFUSED: "client rejects the server's identity",
-    Failure.ACCESS_DENIED: "access denied",
+    Failure.ACCESS_DENIED: "AuthorizationPolicy",
     Failure.TLS_NOT_THE_MESHS: "client sends TLS of its own",
     Failure.TLS_LEFT_TO_APPLICATION: "client sends TLS of its own",
     Reason.CLIENT_WITHOUT_SIDECAR: "client has no sidecar",

@@ -34,10 +34,15 @@ export function predictedText({ predicted, unit: counted }) {
   return `${RESULTS[predicted.result]}${counts}${reasons}`;
 }
 
+/** Return which requests policies allow, if they allow only some: "conditional: if GET /info (KIND NAMESPACE/NAME)". */
+function conditionText({ predicted: { conditions, moreConditions } }) {
+  return conditions.length ? `conditional: ${conditions.join(", ")}${moreConditions ? ` and ${moreConditions} more` : ""}` : "";
+}
+
 /** Return a connection as a sentence. */
 export function edgeText(edge, names) {
-  const observed = observedWords(edge.observed);
-  return `${names.get(edge.from)} to ${names.get(edge.to)}: ${predictedText(edge)}${observed ? `. Observed: ${observed}` : ""}`;
+  const [observed, condition] = [observedWords(edge.observed), conditionText(edge)];
+  return `${names.get(edge.from)} to ${names.get(edge.to)}: ${predictedText(edge)}${condition && `, ${condition}`}${observed ? `. Observed: ${observed}` : ""}`;
 }
 
 /** Explain a connection, open the closed namespaces that it connects, or show which clients outside were observed. */
@@ -83,11 +88,16 @@ export function listing(onchange) {
   return { element, update };
 }
 
+function predictedCell(edge) {
+  const condition = conditionText(edge);
+  return [badge(KINDS[edge.predicted.result], predictedText(edge)), condition ? h("span", { class: "note" }, ` ${condition}`) : ""];
+}
+
 function columns(names) {
   return [
     { title: "Client", value: (edge) => names.get(edge.from), cell: (edge) => names.get(edge.from) },
     { title: "Service", value: (edge) => names.get(edge.to), cell: (edge) => names.get(edge.to) },
-    { title: "Predicted", value: (edge) => edge.predicted.result, cell: (edge) => badge(KINDS[edge.predicted.result], predictedText(edge)) },
+    { title: "Predicted", value: (edge) => edge.predicted.result, cell: predictedCell },
     { title: "Observed", cell: (edge) => observedText(edge.observed) },
     { title: "Details", cell: (edge) => h("button", { type: "button", "data-key": `explain ${edge.id}`, "aria-label": `${edge.connections === 1 ? "Explain" : "Open"} ${names.get(edge.from)} to ${names.get(edge.to)}`, onclick: () => open(edge) }, edge.connections === 1 ? "Explain" : `Open ${edge.connections} connections`) },
   ];
@@ -141,7 +151,7 @@ export function list() {
       "button",
       { type: "button", "data-key": edge.id, "data-result": edge.predicted.result, "aria-label": edgeText(edge, names), onclick: () => open(edge) },
       h("span", {}, `from ${names.get(edge.from)}`),
-      badge(KINDS[edge.predicted.result], predictedText(edge)),
+      predictedCell(edge),
       observed ? h("span", { class: "note" }, `observed: ${observed}`) : "",
     );
   }

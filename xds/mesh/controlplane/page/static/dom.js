@@ -91,9 +91,9 @@ export function duration(seconds) {
   return `${seconds}s`;
 }
 
-const SYMBOLS = { good: "✓", wait: "…", warn: "!", bad: "✕", off: "○" };
+const SYMBOLS = { good: "✓", wait: "…", warn: "!", bad: "✕", off: "○", denied: "⊘" };
 
-/** Return a state as a symbol and a word: good, wait, warn, bad or off. */
+/** Return a state as a symbol and a word: good, wait, warn, bad, off or denied. */
 export function badge(kind, text) {
   return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, SYMBOLS[kind]), ` ${text}`);
 }

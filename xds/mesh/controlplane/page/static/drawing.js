@@ -44,8 +44,14 @@ export function symbols() {
     s("symbol", { id: "symbol-mtls", viewBox: "0 0 16 16" }, s("path", { d: "M5 7V5a3 3 0 0 1 6 0v2", class: "line" }), s("rect", { x: 3, y: 7, width: 10, height: 7, rx: 1.5, class: "solid" })),
     s("symbol", { id: "symbol-mixed", viewBox: "0 0 16 16" }, s("circle", { cx: 8, cy: 8, r: 5.5, class: "line" }), s("path", { d: "M8 2.5a5.5 5.5 0 0 1 0 11z", class: "solid" })),
     s("symbol", { id: "symbol-plaintext", viewBox: "0 0 16 16" }, s("path", { d: "M5 7V5a3 3 0 0 1 5.8-1", class: "line" }), s("rect", { x: 3.7, y: 7.7, width: 8.6, height: 5.6, rx: 1.2, class: "line" })),
+    s("symbol", { id: "symbol-denied", viewBox: "0 0 16 16" }, s("circle", { cx: 8, cy: 8, r: 5.5, class: "line" }), s("path", { d: "M4.5 8h7", class: "line" })),
     s("symbol", { id: "symbol-fails", viewBox: "0 0 16 16" }, s("path", { d: "M4 4l8 8M12 4l-8 8", class: "line" })),
   );
+}
+
+/** Return the classes of a prediction: its result, and whether policies allow only some requests. */
+export function kind({ result, conditions }) {
+  return conditions.length ? `${result} conditional` : result;
 }
 
 /** Return the symbol of a result. */
@@ -131,7 +137,7 @@ function edgeLine({ inputs: edge, names }) {
   return s(
     "g",
     {
-      class: `edge ${result} ${edge.level}${edge.observed?.isFailing ? " failing" : ""}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`,
+      class: `edge ${kind(edge.predicted)} ${edge.level}${edge.observed?.isFailing ? " failing" : ""}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`,
       role: "button",
       tabindex: -1,
       "aria-label": label,
@@ -154,7 +160,7 @@ function edgeLabel({ inputs: edge, names }) {
   const { x, y, width, height, text } = edge.label;
   return s(
     "g",
-    { class: `label edge ${edge.predicted.result}${edge.observed?.isFailing ? " failing" : ""}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`, "data-edge": edge.id, onclick: () => open(edge) },
+    { class: `label edge ${kind(edge.predicted)}${edge.observed?.isFailing ? " failing" : ""}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`, "data-edge": edge.id, onclick: () => open(edge) },
     s("title", {}, edgeText(edge, names)),
     s("rect", { x, y, width, height, rx: 9 }),
     use(edge.predicted.result, x + 4, y + 2),
@@ -191,13 +197,14 @@ function moveFocus(event) {
 
 /** Return what the symbols and lines mean. */
 export function legend() {
-  const texts = { mtls: "mutual TLS", mixed: "n of m endpoints use mutual TLS", plaintext: "plaintext (dashed)", fails: "fails, with the reason" };
+  const texts = { mtls: "mutual TLS", mixed: "n of m endpoints use mutual TLS", plaintext: "plaintext (dashed)", denied: "denied by an AuthorizationPolicy (dotted)", fails: "fails, with the reason" };
   return h(
     "ul",
     { class: "legend", "aria-label": "Legend" },
     Object.entries(texts).map(([result, text]) =>
       h("li", { class: `edge ${result}` }, s("svg", { width: 46, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" }), use(result, 30, 1)), text),
     ),
+    h("li", { class: "edge mtls conditional" }, s("svg", { width: 26, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" })), "conditional (or if): AuthorizationPolicies allow only some requests"),
     h("li", {}, "n of n beside a workload: pods with a sidecar"),
     h("li", {}, "faint: no observed traffic; wider: more requests"),
     h("li", { class: "edge failing" }, s("svg", { width: 26, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" })), "red: requests fail"),

@@ -13,7 +13,7 @@ export const topics = ["map"];
 
 const NARROW = 600; // width in pixels below which the connections are a list
 const DENSE = 100; // number of edges from which single ones are hard to follow
-const SHOWN = { "": "Connections with traffic, and those that fail", possible: "Possible connections", problems: "Connections that fail", plaintext: "Connections without encryption" };
+const SHOWN = { "": "Connections with traffic, and those that fail", possible: "Possible connections", problems: "Connections that fail", plaintext: "Connections without encryption", denied: "Connections that AuthorizationPolicies deny" };
 const MAX_OPENED = 30; // matches of a search up to which their namespaces are opened
 const RESIZE_DELAY = 200; // milliseconds
 
@@ -22,7 +22,7 @@ export function create(route, refresh) {
   const { view, toolbar, output } = frame(
     search(route, "Search workloads and services"),
     namespaces,
-    choice(route, "only", "Show", [["", "Traffic and problems"], ["possible", "All possible connections"], ["problems", "Only problems"], ["plaintext", "Only plaintext"]]),
+    choice(route, "only", "Show", [["", "Traffic and problems"], ["possible", "All possible connections"], ["problems", "Only problems"], ["plaintext", "Only plaintext"], ["denied", "Only denied"]]),
   );
   const summary = h("p", { class: "summary", role: "status" });
   const parts = { drawing: drawing(), matrix: matrix(), list: list(), table: listing(refresh), legend: legend() };

@@ -2,7 +2,7 @@
 
 import { edgeText, inputs, open, toggle } from "./connections.js";
 import { h, keyed, s } from "./dom.js";
-import { symbols, use, widthLevel } from "./drawing.js";
+import { kind, symbols, use, widthLevel } from "./drawing.js";
 import { total, rate } from "./words.js";
 
 /** Return an empty matrix: { element, update(data, names) }. */
@@ -39,8 +39,9 @@ function cellButton(edge, names) {
   const label = edgeText(edge, names);
   return h(
     "button",
-    { type: "button", class: `edge ${edge.predicted.result} ${edge.level}${edge.observed?.isFailing ? " failing" : ""}`, "data-key": edge.id, "data-result": edge.predicted.result, "aria-label": label, title: label, onclick: () => open(edge) },
+    { type: "button", class: `edge ${kind(edge.predicted)} ${edge.level}${edge.observed?.isFailing ? " failing" : ""}`, "data-key": edge.id, "data-result": edge.predicted.result, "aria-label": label, title: label, onclick: () => open(edge) },
     s("svg", { width: 14, height: 14, "aria-hidden": "true" }, use(edge.predicted.result, 0, 0)),
+    edge.predicted.conditions.length ? " if" : "",
     edge.rate ? h("span", { "aria-hidden": "true" }, edge.rate) : "",
   );
 }

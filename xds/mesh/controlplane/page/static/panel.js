@@ -77,7 +77,8 @@ function portPart(port, groups) {
 }
 
 function groupPart(group, total) {
-  const why = group.summary.slice(group.summary.indexOf(": ") + 2);
+  const [why, allowed] = group.summary.slice(group.summary.indexOf(": ") + 2).split("; allowed ");
+  const outcome = group.reason === "access-denied" ? "denied" : group.outcome;
   const names = group.endpoints.map((endpoint) => endpoint.pod || `${endpoint.address}:${endpoint.port}`);
   const more = names.length > MAX_ENDPOINTS ? ` and ${names.length - MAX_ENDPOINTS} more` : "";
   const share = names.length < total ? `${names.length} of ${total} endpoints: ` : "to ";
@@ -86,8 +87,9 @@ function groupPart(group, total) {
   return h(
     "div",
     { class: "result" },
-    h("p", {}, badge(KINDS[group.outcome] ?? "off", RESULTS[group.outcome] ?? group.outcome), names.length ? ` ${share}${names.slice(0, MAX_ENDPOINTS).join(", ")}${more}` : ""),
+    h("p", {}, badge(KINDS[outcome] ?? "off", RESULTS[outcome] ?? outcome), names.length ? ` ${share}${names.slice(0, MAX_ENDPOINTS).join(", ")}${more}` : ""),
     h("p", {}, `Because ${why}.`),
+    allowed ? h("p", {}, badge("denied", "conditional"), ` Requests are allowed ${allowed}.`) : "",
     h(
       "dl",
       { class: "sides" },

@@ -3,10 +3,10 @@
 import { badge, count, duration, h } from "./dom.js";
 
 /** Results of predictions. */
-export const RESULTS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", fails: "fails" };
+export const RESULTS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", denied: "denied", fails: "fails" };
 
 /** The badge of each result. */
-export const KINDS = { mtls: "good", mixed: "warn", plaintext: "warn", fails: "bad" };
+export const KINDS = { mtls: "good", mixed: "warn", plaintext: "warn", denied: "denied", fails: "bad" };
 
 /** Modes of observed traffic: the badge, and words. */
 const MODES = {
