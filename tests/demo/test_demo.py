@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xds.demo.play import STEPS, IdentityShare
+from xds.demo.play import AUTHORIZATION_STEPS, STEPS, IdentityShare
 
 pytest.importorskip("envoy", reason="the extra `demo` is not installed")
 pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
@@ -106,13 +106,23 @@ def start(tmp_path, alone):
         demo.process.communicate()
 
 
-@pytest.mark.parametrize("options", [(), ("--sotw",)], ids=["delta", "sotw"])
-def test_demo_matches_the_istio_task(start, options):
-    demo = start("-o", "json", *options)
+@pytest.mark.parametrize(
+    ("option", "steps", "summary"),
+    [
+        ("--sotw", STEPS, "matches the Istio task: 9 steps, "),
+        (
+            "--authorization",
+            (*STEPS, *AUTHORIZATION_STEPS),
+            "matches the Istio task and the AuthorizationPolicy: 11 steps, ",
+        ),
+    ],
+)
+def test_demo_matches_the_istio_task(start, option, steps, summary):
+    demo = start("-o", "json", option)
     status, output = demo.wait_for_exit()
     assert status == 0, demo.progress
     rows = {(row["step"], row["from"], row["to"]): row for row in json.loads(output)}
-    expected = {(step.name, *pair): (pair, e) for step in STEPS for pair, e in step.expected.items()}
+    expected = {(step.name, *pair): (pair, e) for step in steps for pair, e in step.expected.items()}
     assert rows.keys() == expected.keys()
     for key, (pair, e) in expected.items():
         (code,) = rows[key]["codes"]
@@ -121,7 +131,7 @@ def test_demo_matches_the_istio_task(start, options):
         assert rows[key]["identities"] == (
             [] if e.identity_share is IdentityShare.NONE else [pair.identity]
         ), key
-    assert "matches the Istio task: 9 steps, " in demo.progress
+    assert summary in demo.progress
     assert demo.has_no_processes()
     assert list(demo.folder.iterdir()) == []
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from xds.demo.play import STEPS
+from xds.demo.play import AUTHORIZATION_STEPS, STEPS
 from xds.demo.pods import addresses, name_of
 from xds.demo.stage import EXAMPLES
 from xds.mesh.model.mesh import Mesh
@@ -80,6 +80,6 @@ def test_destination_rule_is_that_of_the_istio_task():
 
 
 def test_files_of_all_steps_exist():
-    assert {example for step in STEPS for example in step.apply.values()} == {
+    assert {example for step in (*STEPS, *AUTHORIZATION_STEPS) for example in step.apply.values()} == {
         file.name for file in (EXAMPLES / "steps").iterdir()
     }

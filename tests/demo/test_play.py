@@ -5,7 +5,9 @@ from collections import Counter
 import pytest
 
 from xds.demo.play import (
+    AUTHORIZATION_STEPS,
     AUTOMATIC,
+    DENIED,
     FULL_FULL,
     FULL_PARTIAL,
     LEGACY_FULL,
@@ -109,7 +111,8 @@ def test_steps_are_those_of_the_istio_task():
 
 def test_step_differences_are_those_of_the_istio_task():
     special = {
-        step.name: {pair: e for pair, e in step.expected.items() if e != AUTOMATIC[pair]} for step in STEPS
+        step.name: {pair: e for pair, e in step.expected.items() if e != AUTOMATIC[pair]}
+        for step in (*STEPS, *AUTHORIZATION_STEPS)
     }
     assert special == {
         "initial check": {},
@@ -121,4 +124,6 @@ def test_step_differences_are_those_of_the_istio_task():
         "clean-up": {},
         "auto=false": {FULL_FULL: PLAINTEXT, FULL_PARTIAL: PLAINTEXT},
         "auto=false, STRICT": {FULL_FULL: UNAVAILABLE, FULL_PARTIAL: PLAINTEXT, LEGACY_FULL: NO_ANSWER},
+        "AuthorizationPolicy": {LEGACY_FULL: DENIED},
+        "AuthorizationPolicy deleted": {},
     }

@@ -11,6 +11,7 @@ from xds.demo.run import Options, Output, run
 EXAMPLES = """
 xds demo
 xds demo --keep
+xds demo --authorization
 """
 
 
@@ -24,6 +25,13 @@ def demo(
             "commands to try.",
         ),
     ] = False,
+    authorization: Annotated[
+        bool,
+        typer.Option(
+            "--authorization",
+            help="After the task, apply an AuthorizationPolicy that allows one client, and delete it.",
+        ),
+    ] = False,
     sotw: Annotated[
         bool,
         typer.Option("--sotw", help="Use state-of-the-world xDS in sidecars instead of incremental xDS."),
@@ -35,7 +43,7 @@ def demo(
     Pods are local processes with loopback addresses. The demo needs no cluster, no root privileges and no
     Docker, and stops everything that it starts.
 
-    Exit status: 0 all responses match the Istio task, 1 a response does not match or the demo failed, 2 the
+    Exit status: 0 all responses are the expected ones, 1 a response does not match or the demo failed, 2 the
     demo cannot run on this machine.
     """
-    raise typer.Exit(run(Options(keep=keep, sotw=sotw, output=output)))
+    raise typer.Exit(run(Options(keep=keep, authorization=authorization, sotw=sotw, output=output)))

@@ -1,4 +1,4 @@
-"""The steps of the Istio task, and the comparison of expected with actual responses."""
+"""The steps of the Istio task and of `--authorization`, and the comparison with actual responses."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ MIXED = Expected("200", IdentityShare.SOME)
 PLAINTEXT = Expected("200", IdentityShare.NONE)
 NO_ANSWER = Expected("000", IdentityShare.NONE)
 UNAVAILABLE = Expected("503", IdentityShare.NONE)
+DENIED = Expected("403", IdentityShare.NONE)
 
 FULL_FULL = Pair("sleep.full", "httpbin.full")
 FULL_PARTIAL = Pair("sleep.full", "httpbin.partial")
@@ -108,6 +109,7 @@ AUTOMATIC: Table = {**ALL_PLAINTEXT, FULL_FULL: MTLS, FULL_PARTIAL: MIXED}
 POLICY = "policy.yaml"
 """The file of Policy `httpbin`. A later step replaces its content."""
 DESTINATION_RULE = "destination-rule.yaml"
+AUTHORIZATION = "authorization.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,23 @@ STEPS = (
         expected={**ALL_PLAINTEXT, FULL_FULL: UNAVAILABLE, LEGACY_FULL: NO_ANSWER},
     ),
 )
+
+AUTHORIZATION_STEPS = (
+    Step(
+        name="AuthorizationPolicy",
+        what="httpbin.full allows only GET from sleep.full",
+        delete=(POLICY,),
+        apply={AUTHORIZATION: "authorization.yaml"},
+        expected={**AUTOMATIC, LEGACY_FULL: DENIED},
+    ),
+    Step(
+        name="AuthorizationPolicy deleted",
+        what="httpbin.full allows all requests",
+        delete=(AUTHORIZATION,),
+        expected=AUTOMATIC,
+    ),
+)
+"""Steps that `--authorization` adds to those of the Istio task."""
 
 
 INITIAL_STATE = Step(

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from rich.console import Console
 
 from xds.demo.interrupt import Interrupted, defer_signals
-from xds.demo.play import INITIAL_STATE, STEPS, StepResult
+from xds.demo.play import AUTHORIZATION_STEPS, INITIAL_STATE, STEPS, StepResult
 from xds.demo.processes import DemoError, Processes, UnavailableError
 from xds.demo.stage import EXAMPLES, Stage
 from xds.demo.tables import as_json, suggest_commands, table
@@ -41,6 +41,8 @@ class Options:
 
     keep: bool = False
     """Whether to keep the processes running after the last step."""
+    authorization: bool = False
+    """Whether to add the steps with an AuthorizationPolicy."""
     sotw: bool = False
     """Whether sidecars use state-of-the-world xDS."""
     output: Output = Output.TABLE
@@ -84,8 +86,9 @@ def _run_steps(stage: Stage, processes: Processes, options: Options, errors: Con
     with progress("Starting the control plane, applications and sidecars"):
         stage.start()
     results: list[StepResult] = []
-    for number, step in enumerate(STEPS, 1):
-        with progress(f"{number}/{len(STEPS)} {step.name}"):
+    steps = (*STEPS, *AUTHORIZATION_STEPS) if options.authorization else STEPS
+    for number, step in enumerate(steps, 1):
+        with progress(f"{number}/{len(steps)} {step.name}"):
             stage.perform(step)
             results.append(stage.send_requests(step))
         if as_table:
@@ -95,9 +98,10 @@ def _run_steps(stage: Stage, processes: Processes, options: Options, errors: Con
         print(json.dumps(as_json(results), indent=2), flush=True)  # noqa: T201 -- the result, not a message
     differences = [difference for result in results for difference in result.differences()]
     summary = f"{len(results)} steps, {sum(result.requests for result in results)} requests, {duration:.0f} s"
-    failure = "\n  ".join([f"does not match the Istio task: {summary}", *differences])
+    expected = "the Istio task and the AuthorizationPolicy" if options.authorization else "the Istio task"
+    failure = "\n  ".join([f"does not match {expected}: {summary}", *differences])
     if not differences:
-        (out if as_table else errors).print(f"matches the Istio task: {summary}", style="bold green")
+        (out if as_table else errors).print(f"matches {expected}: {summary}", style="bold green")
     if options.keep:
         if differences:
             errors.print(failure, style="red", markup=False, soft_wrap=True)
