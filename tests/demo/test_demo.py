@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -202,6 +203,52 @@ def test_keep_suggests_commands_until_ctrl_c(start):
     assert (status, "matches the Istio task" in output) == (0, True)
     assert demo.has_no_processes()
     assert list(demo.folder.iterdir()) == []
+
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorials" / "least-privilege.md"
+BLOCK = re.compile(r'^```(\w+)(?: title="([\w.-]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+
+def test_least_privilege_tutorial(start, tmp_path):
+    demo = start("--keep")
+    demo.wait_for_output("admin interfaces")
+    (mesh,) = re.findall(r"xds reach --manifests (\S+)", demo.progress)
+    (address,) = re.findall(r"xds status --xds-address (\S+)", demo.progress)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "MESH": mesh, "XDS_ADDRESS": address, "HOME": str(tmp_path)}
+
+    def run(command):
+        quiet = command.replace("curl ", "curl -s ", 1)
+        done = subprocess.run(
+            quiet, shell=True, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        return done.stdout + done.stderr
+
+    page, commands = TUTORIAL.read_text(), 0
+    for kind, name, text in BLOCK.findall(page):
+        if name:
+            (tmp_path / name).write_text(text)
+        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:] if kind == "console" else ():
+            command, *lines = part.splitlines()
+            # A reader types slower than files are read, and sidecars report every 10 s.
+            deadline = time.monotonic() + 60
+            while not re.fullmatch(pattern(lines), output := run(command)):
+                assert time.monotonic() < deadline, f"{command}\n{output}"
+                time.sleep(0.2)
+            commands += 1
+    assert commands == page.count("\n$ ")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.wait_for_exit()[0] == 0
+
+
+def pattern(lines):
+    """Return a regular expression for lines of output: "..." stands for any lines, and rates can differ."""
+    found = ""
+    for line in lines:
+        exact = r"\s+".join(map(re.escape, line.split()))
+        measured = re.sub(r"\d+", r"[\\d.]+", exact) if line.endswith(" ago") else exact
+        found += r"(?:.*\n)*" if line == "..." else rf"{measured}\s*\n?"
+    return found
 
 
 def test_address_in_use_exits_with_2(start):
