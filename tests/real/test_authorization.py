@@ -23,12 +23,14 @@ from tests.support.clients import ask
 from tests.support.cluster import Cluster, ClusterPod
 from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, TCP
 from tests.support.load import Load
-from tests.support.manifests import Manifest, peer_authentication
+from tests.support.manifests import Manifest, peer_authentication, policy
 from tests.support.mesh import Mesh
+from tests.support.predictions import predict
 from tests.support.tcp import LineApp
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import INTERCEPTION_MODE
 from xds.mesh.policy.authorization import Access, Request, decide, rules_of
+from xds.mesh.policy.reach import Result
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -359,43 +361,61 @@ REQUESTS = [
 SETS, PER_SET = 20, 40
 
 
+MODES = [
+    ("PERMISSIVE", peer_authentication("full", "PERMISSIVE")),
+    ("STRICT", peer_authentication("full", "STRICT")),
+    ("DISABLE", peer_authentication("full", "DISABLE")),
+    ("PERMISSIVE", policy("default", "full", "PERMISSIVE")),
+    ("STRICT", policy("default", "full", "STRICT")),
+]
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_random_policies_mean_the_same_to_all(mesh, seed):
-    """Istio's documents, read naively; the decision; and real sidecars."""
+    """Istio's documents, read naively; the decision; `xds reach`; and real sidecars."""
     chance = random.Random(seed)
     clients = [mesh[name] for name in (CLIENT, OTHER, SA, OUTSIDER)]
     server = mesh[WEB]
     addresses = [pod.address for pod in (*clients, server)]
-    for _ in range(SETS):
+    modes = chance.sample(MODES, 4)
+    for number in range(SETS):
+        mode, mode_policy = modes[number * len(modes) // SETS]
         policies = random_policies(chance, addresses)
-        await under(mesh, *policies)
+        await under(mesh, mode_policy, *policies)
         facts = mesh.facts()
+        outcomes = {
+            (outcome.client.ref, outcome.port.port): outcome
+            for outcome in predict(facts)
+            if outcome.service.ref == ("Service", "full", "web")
+        }
         pod = facts.pod_at(server.address)
         rules = {http: rules_of(facts, pod, http=http) for http in (True, False)}
         for port, method, path, token in chance.sample(REQUESTS, PER_SET // len(clients)):
             for client in clients:
                 headers = {"x-token": token} if token else {}
                 who = facts.pod_at(client.address)
-                identity = who.identity("cluster.local") if who.has_sidecar else ""
-                number = dict(PORTS.values())[port]
+                sends_mtls = who.has_sidecar and mode != "DISABLE"
+                identity = who.identity("cluster.local") if sends_mtls else ""
+                target = dict(PORTS.values())[port]
                 host = "web.full:83" if port == 83 else "web.full"
                 call = Call(
                     identity.removeprefix("spiffe://"),
                     client.address,
                     server.address,
-                    number,
+                    target,
                     host if method else "",
                     method,
                     path,
                     headers,
                 )
                 naive = is_allowed(policies, call, "full", {"app": "web"})
+                is_accepted = sends_mtls or mode != "STRICT"
                 request = Request(
                     identity=identity,
                     source_ip=client.address,
                     remote_ip=client.address,
                     destination_ip=server.address,
-                    port=number,
+                    port=target,
                     host=call.host,
                     method=method,
                     path=path,
@@ -406,8 +426,14 @@ async def test_random_policies_mean_the_same_to_all(mesh, seed):
                     answer = await client.client.get(
                         f"http://web.full:{port}{path}", method=method, headers=headers
                     )
-                    assert answer.ok or (answer.code, answer.text) == ("403", "RBAC: access denied"), answer
+                    denied = ("403", "RBAC: access denied") if is_accepted else ("000", "")
+                    assert answer.ok or (answer.code, answer.text) == denied, answer
                     real = answer.ok
                 else:
                     real = (await mesh.exchange(TCP, client, WEB, port)).how != FAILS
-                assert (naive, verdict.access is Access.ALLOWED) == (real, real), (policies, call, verdict)
+                what = mode, policies, call, verdict
+                assert real == (naive and is_accepted), what
+                assert naive == (verdict.access is Access.ALLOWED), what
+                outcome = outcomes[who.ref, port]
+                predicted = {True, False} if outcome.conditions else {outcome.result is not Result.FAILS}
+                assert real in predicted, (*what, outcome)
