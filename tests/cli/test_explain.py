@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.policy.world import pod
 from tests.support.loopback import free_port
 from xds.cli.explain_output import format_rate
 from xds.mesh.model.objects import Change
+from xds.mesh.parse import parse
 from xds.snapshot import LISTENER
 
 RULE = """
@@ -27,6 +29,25 @@ kind: DestinationRule
 metadata: {name: web, namespace: shop}
 spec: {host: web.shop.svc.cluster.local, trafficPolicy: {tls: {mode: DISABLE}}}
 """
+
+READS = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: reads, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  rules:
+  - from: [{source: {namespaces: [shop]}}]
+    to: [{operation: {methods: [GET], hosts: [web.shop]}}]
+    when: [{key: "request.headers[x-token]", values: ["a,b=c"]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tried, namespace: shop, annotations: {istio.io/dry-run: "true"}}
+spec: {action: DENY, rules: [{}]}
+"""
+ALLOWED_REQUEST = ("--method", "GET", "--path", "/?a=b", "--host", "web.shop", "--header", "X-Token=a")
+ALLOWED_REQUEST += ("--header", "x-token=b=c")
 
 
 @pytest.fixture
@@ -77,6 +98,47 @@ def test_failing_connection_exits_with_1(folder: Path) -> None:
         f"decided by:    DestinationRule shop/web for host web.shop.svc.cluster.local ({folder}/rule.yaml:2)"
         in result.stdout
     )
+
+
+def test_request_is_allowed_or_denied(folder: Path) -> None:
+    (folder / "reads.yaml").write_text(READS)
+    words = ("explain", "client.shop", "web.shop", "--manifests", folder)
+    allowed = xds(*words, *ALLOWED_REQUEST)
+    assert allowed.exit_code == 0
+    reads = f"AuthorizationPolicy shop/reads for the workload ({folder}/reads.yaml:2)"
+    tried = f"AuthorizationPolicy shop/tried for the namespace ({folder}/reads.yaml:12)"
+    assert (
+        "  Access:             allowed\n"
+        f"    policies:         ALLOW {reads}: matches\n"
+        f"                      DENY (not enforced) {tried}: matches\n"
+        "  Expected identity:"
+    ) in allowed.stdout
+    assert "  Access:             depends on the request\n" in xds(*words).stdout
+    denied = xds(*words, "--method", "POST", "--path", "/", "--host", "web.shop")
+    assert denied.exit_code == 1
+    assert (
+        "  Access:             denied\n"
+        f"    policies:         ALLOW {reads}: does not match\n"
+        f"                      DENY (not enforced) {tried}: matches\n"
+        "    nearest rule:     AuthorizationPolicy shop/reads rules[0]\n"
+        "                      from.namespaces shop: matches\n"
+        "                      to.hosts web.shop: matches\n"
+        "                      to.methods GET: is POST\n"
+        "                      when.request.headers[x-token] a,b=c: is absent\n"
+    ) in denied.stdout
+
+
+def test_access_is_explained_if_the_mode_refuses_the_client(folder: Path) -> None:
+    (folder / "reads.yaml").write_text(READS)
+    result = xds("explain", "outsider.shop", "web.shop", "--manifests", folder, "-o", "json")
+    assert json.loads(result.stdout)["groups"][0]["access"]["nearest"]["fields"][0] == {
+        "field": "from.namespaces",
+        "expected": "shop",
+        "result": "not-matched",
+        "actual": "absent: the client sends plaintext",
+    }
+    result = xds("explain", "outsider.shop", "web.shop", "--manifests", folder)
+    assert "  Access:          denied, if the connection did not fail\n" in result.stdout
 
 
 def test_json_and_yaml_have_the_same_content(folder: Path) -> None:
@@ -157,6 +219,17 @@ def test_tls_check_is_another_name_of_explain(folder: Path) -> None:
             ("client.shop", "web.shop", "--manifests", "m", "--token-file", "/dev/null"),
             "--ca-file, --token-file, --cert-file and --key-file require a running control plane",
         ),
+        *(
+            (("client.shop", "web.shop", "--manifests", "m", *words), message)
+            for words, message in {
+                ("--path", "/a/../b"): "--path /a/../b: write the normalized path",
+                ("--path", "a"): "--path a: write the normalized path",
+                ("--header", "x-token"): "--header x-token: write NAME=VALUE",
+                ("--header", "=x"): "--header =x: write NAME=VALUE",
+                ("--header", "Host=x"): "--header host: use --host, --method or --path",
+                ("--header", ":method=x"): "--header :method: use --host, --method or --path",
+            }.items()
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(folder: Path, words, message) -> None:
@@ -206,6 +279,16 @@ async def test_differences_from_the_policies_come_first(plane: Plane) -> None:
     assert any(line.startswith("  Client sidecar:     one.shop: ") for line in lines)
     assert any("certificate expires " in line for line in lines)
     await plane.first.answer(LISTENER)
+
+
+async def test_control_plane_evaluates_a_request(plane: Plane) -> None:
+    found = [each.fact for each in parse(next(iter(yaml.safe_load_all(READS))), str)]
+    web = replace(found[0], rules=(found[0].rules[0]._replace(sources=()),))
+    await plane.applied(web)
+    allowed = await at(plane, "one.shop", "web.shop", *ALLOWED_REQUEST)
+    assert (allowed.exit_code, "  Access:          allowed\n" in allowed.stdout) == (0, True), allowed.stdout
+    denied = await at(plane, "one.shop", "web.shop", "--method", "POST")
+    assert (denied.exit_code, "to.methods GET: is POST\n" in denied.stdout) == (1, True), denied.stdout
 
 
 async def test_sidecar_on_another_replica_is_not_known_to_be_in_use(plane: Plane) -> None:

@@ -209,9 +209,8 @@ class AdminClient:
         except grpc.RpcError as error:
             self._fail(CSDS, error)
 
-    def explain(self, client: str, service: str) -> policies_pb2.Explanation:
+    def explain(self, request: policies_pb2.ExplainRequest) -> policies_pb2.Explanation:
         """Return the explanation of a client's connections to a service; exit if either does not exist."""
-        request = policies_pb2.ExplainRequest(client=client, service=service)
         return self._call(POLICIES, "Explain", request, policies_pb2.Explanation)
 
     def problems(self) -> list[Problem]:

@@ -13,6 +13,7 @@ from xds.mesh.controlplane.status import since
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Ref, printable
 from xds.mesh.observe.edges import address_words, format_rate
+from xds.mesh.policy.reach import Failure, Result
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
@@ -73,6 +74,9 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
         yield from side_rows("Client sends:", group.client)
     if group.HasField("server"):
         yield from side_rows("Server accepts:", group.server)
+    if group.HasField("access"):
+        fails = group.outcome == Result.FAILS and group.reason != Failure.ACCESS_DENIED
+        yield from _access_rows(group.access, ", if the connection did not fail" if fails else "")
     yield from refused_rows(group.refused)
     yield from listed("Expected identity:", group.identities)
     if group.tls:
@@ -124,6 +128,28 @@ def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:
     if side.HasField("decided_by"):
         yield "  decided by:", _object(side.decided_by)
     yield from listed("  overridden:", [_object(named) for named in side.overridden])
+
+
+_RESULTS = {"matched": "matches", "not-matched": "does not match", "depends": "depends on the request"}
+
+
+def _access_rows(access: pb.AccessExplanation, suffix: str) -> Iterator[_Row]:
+    """Yield how AuthorizationPolicies decide. `suffix` is a condition of the decision."""
+    yield "Access:", ("depends on the request" if access.access == "depends" else access.access) + suffix
+    yield from listed("  policies:", map(_policy_match, access.policies))
+    if access.HasField("nearest"):
+        yield "  nearest rule:", f"{access.nearest.policy} rules[{access.nearest.rule}]"
+        yield from listed("", map(_field_match, access.nearest.fields))
+
+
+def _policy_match(match: pb.PolicyMatch) -> str:
+    note = "" if match.enforced else " (not enforced)"
+    return f"{match.action}{note} {_object(match.policy)}: {_RESULTS[match.result]}"
+
+
+def _field_match(match: pb.FieldMatch) -> str:
+    result = "matches" if match.result == "matched" else f"is {match.actual}"
+    return f"{match.field} {match.expected}: {result}"
 
 
 def refused_rows(refused: Iterable[pb.RefusedTraffic]) -> Iterator[_Row]:

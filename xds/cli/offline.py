@@ -8,7 +8,7 @@ from dataclasses import replace
 from xds.cli.manifests import ReadMesh, open_manifests
 from xds.cli.options import AS_WRITTEN, Reading, fail, print_not_considered
 from xds.mesh.controlplane import predictions
-from xds.mesh.controlplane.explanation import explanation_message
+from xds.mesh.controlplane.explanation import explanation_message, http_request
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_matching, ports_named
 from xds.mesh.model.objects import Problem
@@ -42,13 +42,14 @@ class OfflinePolicies:
         )
         return [*self._read.problems, *ineffective]
 
-    def explain(self, client: str, service: str) -> pb.Explanation:
+    def explain(self, request: pb.ExplainRequest) -> pb.Explanation:
         """Return the explanation of a client's connections to a service."""
         mesh = self._mesh
         print_not_considered(self._read.not_considered)
-        pod = pod_matching(mesh, client)
-        called, ports = ports_named(mesh, service)
-        return explanation_message(mesh, pod, called, policy.explain(mesh, pod, called, ports))
+        pod = pod_matching(mesh, request.client)
+        called, ports = ports_named(mesh, request.service)
+        explained = policy.explain(mesh, pod, called, ports, http_request(request))
+        return explanation_message(mesh, pod, called, explained)
 
     def reach(self, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
         """Yield the results of connections."""

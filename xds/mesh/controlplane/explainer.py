@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.explanation import MAX_SERVERS, configured, differences, explanation_message
+from xds.mesh.controlplane.explanation import (
+    MAX_SERVERS,
+    configured,
+    differences,
+    explanation_message,
+    http_request,
+)
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.sidecar_states import CLIENT_TYPES, SERVER_TYPES, SidecarStates
 from xds.mesh.controlplane.traffic_service import observed_edges
@@ -40,6 +46,7 @@ class Explainer:
         self._controller, self._mesh, self._traffic = controller, controller.mesh, traffic
         self._client = pod_matching(self._mesh, request.client)
         self._service, self._ports = ports_named(self._mesh, request.service)
+        self._request = http_request(request)
         self._progress = [
             progress
             for progress in service_progress(self._mesh, controller.rollouts, self._service.namespace)
@@ -54,7 +61,7 @@ class Explainer:
         """Return the explanation. The mesh may change meanwhile."""
         mesh, client, service = self._mesh, self._client, self._service
         explained = []
-        for explanation in explanations(mesh, client, service, self._ports):
+        for explanation in explanations(mesh, client, service, self._ports, self._request):
             explained.append(explanation)
             await self._checkpoint()
         groups = grouped(explained)

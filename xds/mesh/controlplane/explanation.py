@@ -7,8 +7,19 @@ from itertools import islice
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Service
+from xds.mesh.policy.access_explanation import AccessExplanation
+from xds.mesh.policy.authorization import Request
 from xds.mesh.policy.direct import Refusal, refusals
-from xds.mesh.policy.explain import ACCEPTS, SENDS, Configured, Decider, Explained, Explanation, Side
+from xds.mesh.policy.explain import (
+    ACCEPTS,
+    SENDS,
+    Configured,
+    Decider,
+    Explained,
+    Explanation,
+    Side,
+    decider,
+)
 from xds.mesh.policy.hop_text import workload_names
 from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.mtls import Send
@@ -31,6 +42,23 @@ _SENDS = {
     Send.PLAINTEXT: pb.Configured.PLAINTEXT,
     Send.TLS: pb.Configured.TLS,
 }
+
+
+_RESULTS = {True: "matched", False: "not-matched", None: "depends"}
+
+
+def http_request(request: pb.ExplainRequest) -> Request | None:
+    """Return the HTTP request of a call; None if it contains none."""
+    if not request.HasField("http"):
+        return None
+    http = request.http
+    return Request(
+        port=0,
+        method=http.method or None,
+        path=http.path or None,
+        host=http.host or None,
+        headers=dict(http.headers),
+    )
 
 
 def explanation_message(
@@ -92,6 +120,38 @@ def _group(mesh: Mesh, group: Explained) -> pb.EndpointGroup:
         desired=configured(explanation.desired) if explanation.desired else None,
         identities=explanation.identities,
         refused=map(refused_message, refusals(mesh, islice(pods, MAX_SERVERS))),
+        access=_access(mesh, explanation.access) if explanation.access else None,
+    )
+
+
+def _access(mesh: Mesh, access: AccessExplanation) -> pb.AccessExplanation:
+    nearest = access.nearest
+    return pb.AccessExplanation(
+        access=access.access,
+        policies=[
+            pb.PolicyMatch(
+                policy=_object(mesh, decider(mesh, policy.ref, 0)),
+                action=policy.action,
+                result=_RESULTS[policy.matches],
+                enforced=policy.enforced,
+            )
+            for policy in access.policies
+        ],
+        nearest=pb.NearestRule(
+            policy=str(nearest.policy),
+            rule=nearest.rule,
+            fields=[
+                pb.FieldMatch(
+                    field=field.field,
+                    expected=field.expected,
+                    result=_RESULTS[field.matches],
+                    actual=field.actual,
+                )
+                for field in nearest.fields
+            ],
+        )
+        if nearest
+        else None,
     )
 
 

@@ -55,6 +55,22 @@ _OF_IDENTITY = {
     *(Attribute.PRINCIPAL, Attribute.NAMESPACE, Attribute.SERVICE_ACCOUNT, Attribute.TRUST_DOMAIN)
 }
 
+SOURCE_FIELDS = {
+    Attribute.PRINCIPAL: ("principals", "notPrincipals"),
+    Attribute.NAMESPACE: ("namespaces", "notNamespaces"),
+    Attribute.SERVICE_ACCOUNT: ("serviceAccounts", "notServiceAccounts"),
+    Attribute.TRUST_DOMAIN: ("trustDomains", "notTrustDomains"),
+    Attribute.SOURCE_IP: ("ipBlocks", "notIpBlocks"),
+    Attribute.REMOTE_IP: ("remoteIpBlocks", "notRemoteIpBlocks"),
+    Attribute.UNSUPPORTED: ("requestPrincipals", "notRequestPrincipals"),
+}
+OPERATION_FIELDS = {
+    Attribute.HOST: ("hosts", "notHosts"),
+    Attribute.DESTINATION_PORT: ("ports", "notPorts"),
+    Attribute.METHOD: ("methods", "notMethods"),
+    Attribute.PATH: ("paths", "notPaths"),
+}
+"""Fields of `source` and of `operation` with the values of an attribute, and with its excluded values."""
 
 MAX_TEMPLATE_LENGTH = 256
 """Maximum length of a path template in Envoy, in characters."""

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 
 from xds.mesh.model.authorization import (
     MAX_TEMPLATE_LENGTH,
+    OPERATION_FIELDS,
+    SOURCE_FIELDS,
     Action,
     Attribute,
     Condition,
@@ -35,22 +37,6 @@ _MAX_TARGETS = 16
 _MAX_VALUE_LENGTH = 4096
 """Maximum length of a value or key, in characters."""
 
-_SOURCE = {
-    ("principals", "notPrincipals"): Attribute.PRINCIPAL,
-    ("namespaces", "notNamespaces"): Attribute.NAMESPACE,
-    ("serviceAccounts", "notServiceAccounts"): Attribute.SERVICE_ACCOUNT,
-    ("trustDomains", "notTrustDomains"): Attribute.TRUST_DOMAIN,
-    ("ipBlocks", "notIpBlocks"): Attribute.SOURCE_IP,
-    ("remoteIpBlocks", "notRemoteIpBlocks"): Attribute.REMOTE_IP,
-    ("requestPrincipals", "notRequestPrincipals"): Attribute.UNSUPPORTED,
-}
-_OPERATION = {
-    ("hosts", "notHosts"): Attribute.HOST,
-    ("ports", "notPorts"): Attribute.DESTINATION_PORT,
-    ("methods", "notMethods"): Attribute.METHOD,
-    ("paths", "notPaths"): Attribute.PATH,
-}
-"""Attributes by the lists of their values, and of their excluded values."""
 _WHEN = {
     attribute.value: attribute
     for attribute in (
@@ -180,22 +166,22 @@ class _Reader:
         for item in _bounded(field, _MAX_ITEMS):
             item.mapping("from to when", strict=True)
             yield Rule(
-                sources=tuple(self._alternatives(item, "from", "source", _SOURCE)),
-                operations=tuple(self._alternatives(item, "to", "operation", _OPERATION)),
+                sources=tuple(self._alternatives(item, "from", "source", SOURCE_FIELDS)),
+                operations=tuple(self._alternatives(item, "to", "operation", OPERATION_FIELDS)),
                 conditions=tuple(map(self._when, _items(item, "when"))),
             )
 
     def _alternatives(
-        self, rule: Field, name: str, wrapper: str, attributes: Mapping[tuple[str, str], Attribute]
+        self, rule: Field, name: str, wrapper: str, attributes: Mapping[Attribute, tuple[str, str]]
     ) -> Iterator[tuple[Condition, ...]]:
         """Yield the conditions of each item of `from` or `to`."""
-        known = " ".join(each for lists in attributes for each in lists)
+        known = " ".join(each for lists in attributes.values() for each in lists)
         for item in _items(rule, name):
             inner = item.mapping(wrapper, strict=True)[wrapper].mapping(known, strict=True)
             if not inner.value:
                 inner.refuse("is required, with a condition", f"to match everything, remove {name}")
             conditions = []
-            for lists, attribute in attributes.items():
+            for attribute, lists in attributes.items():
                 if present := [each for each in lists if inner.has(each)]:
                     label = present[0] if attribute is Attribute.UNSUPPORTED else ""
                     conditions.append(self._condition(attribute, inner, lists, inner[present[0]], label))
@@ -290,7 +276,7 @@ class _Reader:
             item.refuse(f"{shown(value)} has a character that cannot occur in a {attribute.value}")
         elif attribute is Attribute.PRINCIPAL and pattern.text.startswith("spiffe://"):
             item.refuse(f"{shown(value)} matches nothing", "remove spiffe://")
-        elif attribute is Attribute.PATH and not _is_normalized(pattern):
+        elif attribute is Attribute.PATH and not is_normalized(pattern):
             item.refuse(
                 f"{shown(value)} matches nothing", "sidecars compare normalized paths without queries"
             )
@@ -320,7 +306,7 @@ def _port(item: Field, value: str) -> str:
     return value.lstrip("0")
 
 
-def _is_normalized(pattern: Pattern) -> bool:
+def is_normalized(pattern: Pattern) -> bool:
     """Whether the normalization of a path would not change what a pattern compares with it."""
     segments = pattern.text.split("/")
     complete = segments[pattern.kind is PatternKind.SUFFIX :]
@@ -337,7 +323,7 @@ def _template(item: Field, value: str) -> Pattern:
     is_valid = is_valid and (last in ("", "{*}", "{**}") or bool(_SEGMENT.fullmatch(last)))
     if len(value) > MAX_TEMPLATE_LENGTH:
         item.refuse(f"must have at most {MAX_TEMPLATE_LENGTH} characters, not {len(value)}")
-    elif not is_valid or not _is_normalized(Pattern.parse(value.replace("{", "").replace("}", ""))):
+    elif not is_valid or not is_normalized(Pattern.parse(value.replace("{", "").replace("}", ""))):
         item.refuse(
             f"{shown(value)} is not a path template",
             "write {*} for a whole segment, and {**} only as the last one; no other '*', '{' or '}'",

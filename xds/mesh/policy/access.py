@@ -7,6 +7,7 @@ result can depend on them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.authorization import Attribute, Condition, Pattern, PatternKind, Rule
@@ -63,24 +64,47 @@ def port_rules(mesh: Mesh, pod: Pod, number: int) -> PortRules | None:
     """Return the rules that a pod's sidecar enforces on a port that it intercepts; None if there are none."""
     if not policies_of(mesh, pod):
         return None
-    exposure = mesh.exposure(pod, number)
-    protocol = exposure.port.protocol if exposure else Protocol.AUTO
-    http = None if protocol is Protocol.TCP else rules_of(mesh, pod, http=True)
-    tcp = None if protocol.is_http else rules_of(mesh, pod, http=False)
+    http, tcp = (
+        rules_of(mesh, pod, http=is_http) if is_http in protocols_of(mesh, pod, number) else None
+        for is_http in (True, False)
+    )
     rules = PortRules(number, http, tcp)
     return rules if any(each.policies for each in rules.each) else None
 
 
-def permission(config: MeshConfig, rules: PortRules, identity: str) -> Permission:
+def protocols_of(mesh: Mesh, pod: Pod, number: int) -> tuple[bool, ...]:
+    """Return whether a pod's sidecar parses connections to a port as HTTP; both if it is not declared."""
+    exposure = mesh.exposure(pod, number)
+    protocol = exposure.port.protocol if exposure else Protocol.AUTO
+    return (True, False) if protocol is Protocol.AUTO else (protocol.is_http,)
+
+
+def request_to(port: int, identity: str, request: Request | None = None) -> Request:
+    """Return what is known of a client's request to a port.
+
+    Args:
+        port: port of the server's pod.
+        identity: SPIFFE ID of the client; empty if it does not send mutual TLS.
+        request: the HTTP request. Its identity and port do not matter. Default: any request or connection.
+    """
+    return (
+        replace(request, identity=identity, port=port) if request else Request(identity=identity, port=port)
+    )
+
+
+def permission(
+    config: MeshConfig, rules: PortRules, identity: str, request: Request | None = None
+) -> Permission:
     """Return whether a client may connect.
 
     Args:
         config: settings of the mesh.
         rules: the rules of the port.
         identity: SPIFFE ID of the client; empty if it does not send mutual TLS.
+        request: the HTTP request, as for `request_to`.
     """
-    request = Request(identity=identity, port=rules.number)
-    verdicts = [(each, decide(config, each, request)) for each in rules.each]
+    asked = request_to(rules.number, identity, request)
+    verdicts = [(each, decide(config, each, asked)) for each in (rules.each[:1] if request else rules.each)]
     accesses = {verdict.access for _, verdict in verdicts}
     if len(accesses) == 1 and Access.DEPENDS not in accesses:
         found, verdict = verdicts[0]
@@ -88,7 +112,7 @@ def permission(config: MeshConfig, rules: PortRules, identity: str) -> Permissio
     words = dict.fromkeys(
         text
         for protocol, (found, verdict) in zip(("HTTP", "TCP"), verdicts, strict=False)
-        for text in _words(config, found, request, verdict, f" for {protocol}" if len(verdicts) > 1 else "")
+        for text in _words(config, found, asked, verdict, f" for {protocol}" if len(verdicts) > 1 else "")
     )
     policies = dict.fromkeys(ref for found, verdict in verdicts for ref in _deciding(found, verdict))
     basis = hash(tuple(verdict.rules for _, verdict in verdicts))
@@ -196,10 +220,11 @@ def describe(config: MeshConfig, rule: Rule, request: Request) -> str:
 def _describe(condition: Condition) -> str:
     attribute, values, excluded, header = condition
     name = "" if attribute in _NAMELESS else f"{f'header {header}' if header else attribute} "
-    texts = (_listed(values) if values else "", f"not {_listed(excluded)}" if excluded else "")
+    texts = (listed(values) if values else "", f"not {listed(excluded)}" if excluded else "")
     return name + " ".join(filter(None, texts))
 
 
-def _listed(patterns: tuple[Pattern, ...]) -> str:
+def listed(patterns: tuple[Pattern, ...]) -> str:
+    """Return patterns in short, such as `GET|HEAD`."""
     more = f" or {len(patterns) - _MAX_WORDS} more" if len(patterns) > _MAX_WORDS else ""
     return "|".join(map(str, patterns[:_MAX_WORDS])) + more

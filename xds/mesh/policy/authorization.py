@@ -110,8 +110,10 @@ def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ..
     enforced = [policy for policy in policies if not policy.dry_run and policy.action is not Action.AUDIT]
     refs = tuple(policy.ref for policy in enforced)
     deny = tuple(
-        named._replace(rule=_without_unenforceable(named.rule, http=http))
-        for named in _named(policy for policy in enforced if policy.action is not Action.ALLOW)
+        rule
+        for policy in enforced
+        if policy.action is not Action.ALLOW
+        for rule in enforceable_rules(policy, http=http)
     )
     allow = _allow_rules([policy for policy in enforced if policy.action is Action.ALLOW], http=http)
     earlier = [policy for stage in stages for policy in stage.policies if policy not in enforced]
@@ -122,28 +124,10 @@ def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ..
     return Rules(hash((deny, allow)), deny, allow, refs)
 
 
-def allow_policies_of(mesh: Mesh, pod: Pod) -> tuple[AuthorizationPolicy, ...]:
-    """Return the enforced ALLOW policies that apply to a pod."""
-    return tuple(
-        policy for policy in policies_of(mesh, pod) if policy.action is Action.ALLOW and not policy.dry_run
-    )
-
-
-def _named(policies: Iterable[AuthorizationPolicy]) -> Iterator[NamedRule]:
-    for policy in policies:
-        for index, rule in enumerate(policy.rules):
-            name = f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"
-            yield NamedRule(name, policy.ref, rule)
-
-
 def _allow_rules(policies: Collection[AuthorizationPolicy], *, http: bool) -> tuple[NamedRule, ...] | None:
     """Return the rules of ALLOW policies; None if there is no policy."""
-    rules = (
-        named
-        for named in _named(policies)
-        if all(_is_enforceable(condition, http=http) for condition in conditions_of(named.rule))
-    )
-    return tuple(rules) if policies else None
+    rules = tuple(rule for policy in policies for rule in enforceable_rules(policy, http=http))
+    return rules if policies else None
 
 
 def _staged(stages: tuple[AllowStage, ...], *, http: bool) -> Iterator[NamedRule]:
@@ -167,6 +151,23 @@ def _with(rule: Rule, condition: Condition) -> Rule:
     return rule._replace(conditions=(*rule.conditions, condition))
 
 
+def allow_policies_of(mesh: Mesh, pod: Pod) -> tuple[AuthorizationPolicy, ...]:
+    """Return the enforced ALLOW policies that apply to a pod."""
+    return tuple(
+        policy for policy in policies_of(mesh, pod) if policy.action is Action.ALLOW and not policy.dry_run
+    )
+
+
+def enforceable_rules(policy: AuthorizationPolicy, *, http: bool) -> Iterator[NamedRule]:
+    """Yield the rules of a policy, without what cannot be enforced; see `rules_of`."""
+    for index, rule in enumerate(policy.rules):
+        name = f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"
+        if policy.action is not Action.ALLOW:
+            yield NamedRule(name, policy.ref, _without_unenforceable(rule, http=http))
+        elif all(is_enforceable(condition, http=http) for condition in conditions_of(rule)):
+            yield NamedRule(name, policy.ref, rule)
+
+
 MAX_VALUES = 5000
 """Maximum number of values in the policies of a pod. With more, all requests to it are denied: its sidecar
 might not be able to receive the rules, and would keep the earlier ones."""
@@ -187,7 +188,8 @@ def conditions_of(rule: Rule) -> Iterator[Condition]:
     yield from rule.conditions
 
 
-def _is_enforceable(condition: Condition, *, http: bool) -> bool:
+def is_enforceable(condition: Condition, *, http: bool) -> bool:
+    """Whether sidecars can enforce a condition, in connections that are parsed as HTTP or in others."""
     if condition.attribute is Attribute.UNSUPPORTED or (condition.attribute.is_http and not http):
         return False
     return not _NO_HEADER.search(condition.name) and all(
@@ -207,7 +209,7 @@ def _is_accepted(template: str) -> bool:
 
 def _without_unenforceable(rule: Rule, *, http: bool) -> Rule:
     def without(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
-        return tuple(condition for condition in conditions if _is_enforceable(condition, http=http))
+        return tuple(condition for condition in conditions if is_enforceable(condition, http=http))
 
     def alternatives(found: tuple[tuple[Condition, ...], ...]) -> tuple[tuple[Condition, ...], ...]:
         left = tuple(map(without, found))
@@ -219,9 +221,7 @@ def _without_unenforceable(rule: Rule, *, http: bool) -> Rule:
 def unenforceable(policy: AuthorizationPolicy, *, http: bool) -> bool:
     """Whether a rule of a policy has a condition that cannot be enforced."""
     return any(
-        not _is_enforceable(condition, http=http)
-        for rule in policy.rules
-        for condition in conditions_of(rule)
+        not is_enforceable(condition, http=http) for rule in policy.rules for condition in conditions_of(rule)
     )
 
 
@@ -274,12 +274,12 @@ class Verdict(NamedTuple):
 
 def decide(config: MeshConfig, rules: Rules, request: Request) -> Verdict:
     """Decide whether a sidecar with these rules allows a request."""
-    denying, may_deny = _matching(config, rules.deny, request)
+    denying, may_deny = matching(config, rules.deny, request)
     if denying:
         return Verdict(Access.DENIED, denying[:1])
     if rules.allow is None:
         return Verdict(Access.DEPENDS, may_deny) if may_deny else Verdict(Access.ALLOWED)
-    allowing, may_allow = _matching(config, rules.allow, request)
+    allowing, may_allow = matching(config, rules.allow, request)
     if not allowing and not may_allow:
         return Verdict(Access.DENIED)
     if may_deny or not allowing:
@@ -287,7 +287,7 @@ def decide(config: MeshConfig, rules: Rules, request: Request) -> Verdict:
     return Verdict(Access.ALLOWED, allowing[:1])
 
 
-def _matching(
+def matching(
     config: MeshConfig, rules: Iterable[NamedRule], request: Request
 ) -> tuple[tuple[NamedRule, ...], tuple[NamedRule, ...]]:
     """Return the rules that match, in Envoy's order, and those of which it is not known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
 from xds.mesh.model.mesh import Endpoint, Mesh
@@ -19,6 +19,8 @@ from xds.mesh.model.objects import (
     TrafficFact,
 )
 from xds.mesh.model.traffic import ClientTls
+from xds.mesh.policy.access_explanation import AccessExplanation, explain_access
+from xds.mesh.policy.authorization import Request, policies_of
 from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
 from xds.mesh.policy.mtls import (
     Decision,
@@ -145,6 +147,8 @@ class Explanation:
     """What the control plane currently serves; None if the port has no ready endpoint."""
     identities: tuple[str, ...] = ()
     """SPIFFE IDs that the client accepts from the server; empty if it does not send mutual TLS."""
+    access: AccessExplanation | None = None
+    """How AuthorizationPolicies decide; None if none applies. Only `explanations` sets it."""
 
     @property
     def summary(self) -> str:
@@ -164,11 +168,22 @@ class Explained(NamedTuple):
 
 
 def explanations(
-    mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]
+    mesh: Mesh,
+    client: Pod,
+    service: Service,
+    ports: Iterable[ServicePort],
+    request: Request | None = None,
 ) -> Iterator[tuple[Explanation, Endpoint | None]]:
     """Yield each ready endpoint of service ports with its explanation; None for a port without any.
 
     Endpoints that cannot differ share one explanation.
+
+    Args:
+        mesh: the facts.
+        client: client of the connections.
+        service: Service that it calls.
+        ports: ports of the Service.
+        request: the HTTP request, as for `connection`.
     """
     for port in ports:
         by_class: dict[Hashable, Explanation] = {}
@@ -176,7 +191,11 @@ def explanations(
         for endpoint in ready:
             key = _class_of(mesh, client, service, port, endpoint)
             if key not in by_class:
-                by_class[key] = explain_endpoint(mesh, client, service, port, endpoint)
+                found = connection(mesh, client, service, port, endpoint, request)
+                by_class[key] = replace(
+                    _explanation(mesh, client, service, port, found),
+                    access=_access(mesh, client, found, request),
+                )
             yield by_class[key], endpoint
         if not ready:
             yield _without_endpoint(mesh, client, service, port), None
@@ -188,11 +207,12 @@ def _class_of(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endp
     if server.contest:
         return endpoint.address, endpoint.port
     absence = _why_not_intercepted(endpoint) if server.enforced is None else ""
+    policies = tuple(policy.ref for policy in policies_of(mesh, endpoint.pod)) if endpoint.pod else ()
     served = None
     if _is_rolling_out(mesh):
         found = connection(mesh, client, service, port, endpoint)
         served = found.sent and _served(mesh, client, found, found.sent)
-    return server, endpoint.port, absence, served
+    return server, endpoint.port, absence, policies, served
 
 
 def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Explained, ...]:
@@ -203,9 +223,15 @@ def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Expla
     return tuple(Explained(explanation, tuple(endpoints)) for explanation, endpoints in groups.items())
 
 
-def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]) -> tuple[Explained, ...]:
+def explain(
+    mesh: Mesh,
+    client: Pod,
+    service: Service,
+    ports: Iterable[ServicePort],
+    request: Request | None = None,
+) -> tuple[Explained, ...]:
     """Return the explanations for a client and service ports, grouped."""
-    return grouped(explanations(mesh, client, service, ports))
+    return grouped(explanations(mesh, client, service, ports, request))
 
 
 def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Explanation:
@@ -230,7 +256,12 @@ def explain_endpoint(
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
 ) -> Explanation:
     """Explain what happens when a client calls an endpoint of a service port."""
-    found = connection(mesh, client, service, port, endpoint)
+    return _explanation(mesh, client, service, port, connection(mesh, client, service, port, endpoint))
+
+
+def _explanation(
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, found: Connection
+) -> Explanation:
     owner = f"the address belongs to {found.service.ref}: " if found.service.ref != service.ref else ""
     if found.sent is None:
         return _unreachable(port, found.answer, "nothing: the connection reaches no server", owner)
@@ -247,12 +278,12 @@ def explain_endpoint(
     rules: tuple[Ref, ...] = ()
     if has_sidecar:
         rules = rules_with_tls(mesh, client.namespace, client.meta.labels, found.service, found.port.port)
-    overridden = (_decider(mesh, ref, decided_for.port) for ref in rules if ref != decision.decided_by)
-    decided_by = _decider(mesh, decision.decided_by, decided_for.port) if decision.decided_by else None
+    overridden = (decider(mesh, ref, decided_for.port) for ref in rules if ref != decision.decided_by)
+    decided_by = decider(mesh, decision.decided_by, decided_for.port) if decision.decided_by else None
     desired = Configured(decision.send, enforced.mode if enforced else None)
     result, reason, policies, conditions, _ = found.answer
     failure = _FAILURES[reason] if isinstance(reason, Failure) else ""
-    deciders = (_decider(mesh, ref, reached.port) for ref in policies)
+    deciders = (decider(mesh, ref, reached.port) for ref in policies)
     denied_by = f"{' and '.join(map(str, deciders))} {'denies' if len(policies) == 1 else 'deny'}"
     words |= {"absence": _why_not_intercepted(reached), "policies": denied_by}
     suffix = f"; allowed {', '.join(conditions)}" if conditions else ""
@@ -269,6 +300,13 @@ def explain_endpoint(
     )
 
 
+def _access(mesh: Mesh, client: Pod, found: Connection, request: Request | None) -> AccessExplanation | None:
+    if found.sent is None or found.sent.server.pod is None or not enforced_mode(mesh, found.sent.server):
+        return None
+    identity = client.identity(mesh.config.trust_domain) if found.sent.decision.send is Send.MTLS else ""
+    return explain_access(mesh, found.sent.server.pod, found.sent.server.port, identity, request)
+
+
 def _identities(mesh: Mesh, service: Service, tls: ClientTls | None) -> tuple[str, ...]:
     """Return the SPIFFE IDs that a client accepts; `*` stands for any path in a trust domain."""
     names = (tls.subject_alt_names if tls else ()) or mesh.identities(service)
@@ -279,12 +317,12 @@ def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> 
     """Return what the server at an endpoint accepts; `server` is its `enforced_mode`."""
     if server is None:
         return Side(f"whatever the application accepts: {_why_not_intercepted(endpoint)}")
-    overridden = tuple(_decider(mesh, ref, endpoint.port) for ref in server.overridden)
-    return Side(ACCEPTS[server.mode], _decider(mesh, server.decided_by, endpoint.port), overridden)
+    overridden = tuple(decider(mesh, ref, endpoint.port) for ref in server.overridden)
+    return Side(ACCEPTS[server.mode], decider(mesh, server.decided_by, endpoint.port), overridden)
 
 
-def _decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
-    """Return an object, and what it applies to. `port` is the port of the server."""
+def decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
+    """Return an object that applies to a connection, with its scope. `port` is the port of the server."""
     fact, root = mesh.get(ref), mesh.config.root_namespace
     return Decider(ref, _scope(fact, port, root) if isinstance(fact, TrafficFact) else "the mesh")
 

@@ -15,7 +15,7 @@ from xds.mesh.model.objects import Interception, Mode, Pod, Ref, Service, Servic
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.access import PortRules, permission, port_rules
-from xds.mesh.policy.authorization import Access
+from xds.mesh.policy.authorization import Access, Request
 from xds.mesh.policy.destination import ClientRule, client_rule
 from xds.mesh.policy.listeners import is_used, servers_of
 from xds.mesh.policy.mtls import (
@@ -160,6 +160,8 @@ class Sender(NamedTuple):
     """Pod of the client."""
     rule: ClientRule | None
     """DestinationRule of the client for the service."""
+    request: Request | None = None
+    """HTTP request that it sends; None for any request or connection."""
 
 
 class Server(NamedTuple):
@@ -272,14 +274,27 @@ def answer_for(
     return _judge(mesh, sender, decision, sender.rule, port, server)
 
 
-def connection(
-    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
+def connection(  # noqa: PLR0917
+    mesh: Mesh,
+    client: Pod,
+    service: Service,
+    port: ServicePort,
+    endpoint: Endpoint,
+    request: Request | None = None,
 ) -> Connection:
     """Return how a client that calls a service port reaches an endpoint.
 
     If the endpoint's address leads to several servers, return the connection with the worst result.
+
+    Args:
+        mesh: the facts.
+        client: the client.
+        service: Service that it calls.
+        port: port of the Service.
+        endpoint: endpoint that its load balancer picks.
+        request: the HTTP request that it sends. Default: any request or connection.
     """
-    sender = sender_of(mesh, client, service)
+    sender = sender_of(mesh, client, service)._replace(request=request)
     server = server_of(mesh, service, port, endpoint, [client.redirection])
     if server.contest:
         return _contested(mesh, sender, service, port, server, server.contest)
@@ -358,7 +373,7 @@ def _judge(  # noqa: PLR0917
     if server.rules is None:
         return Answer(result, decision.reason, decided_by)
     identity = sender.pod.identity(mesh.config.trust_domain) if result is Result.MTLS else ""
-    found = permission(mesh.config, server.rules, identity)
+    found = permission(mesh.config, server.rules, identity, sender.request)
     if found.access is Access.DENIED:
         return Answer(Result.FAILS, Failure.ACCESS_DENIED, found.policies)
     return Answer(result, decision.reason, decided_by, found.conditions, found.basis)

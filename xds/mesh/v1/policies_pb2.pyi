@@ -14,12 +14,33 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("client", "service")
+    __slots__ = ("client", "service", "http")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
+    HTTP_FIELD_NUMBER: _ClassVar[int]
     client: str
     service: str
-    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
+    http: HttpRequest
+    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., http: _Optional[_Union[HttpRequest, _Mapping]] = ...) -> None: ...
+
+class HttpRequest(_message.Message):
+    __slots__ = ("method", "path", "host", "headers")
+    class HeadersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    path: str
+    host: str
+    headers: _containers.ScalarMap[str, str]
+    def __init__(self, method: _Optional[str] = ..., path: _Optional[str] = ..., host: _Optional[str] = ..., headers: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("client", "service", "groups", "client_proxy", "rule_transitions", "time", "observed")
@@ -40,7 +61,7 @@ class Explanation(_message.Message):
     def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[EndpointGroup, _Mapping]]] = ..., client_proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., rule_transitions: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ...) -> None: ...
 
 class EndpointGroup(_message.Message):
-    __slots__ = ("port", "endpoints", "outcome", "reason", "summary", "client", "server", "desired", "served", "identities", "differences", "server_proxies", "tls", "refused")
+    __slots__ = ("port", "endpoints", "outcome", "reason", "summary", "client", "server", "desired", "served", "identities", "differences", "server_proxies", "tls", "refused", "access")
     PORT_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +76,7 @@ class EndpointGroup(_message.Message):
     SERVER_PROXIES_FIELD_NUMBER: _ClassVar[int]
     TLS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
     port: int
     endpoints: _containers.RepeatedCompositeFieldContainer[EndpointName]
     outcome: str
@@ -69,7 +91,52 @@ class EndpointGroup(_message.Message):
     server_proxies: _containers.RepeatedCompositeFieldContainer[ProxyState]
     tls: str
     refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
-    def __init__(self, port: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., summary: _Optional[str] = ..., client: _Optional[_Union[Side, _Mapping]] = ..., server: _Optional[_Union[Side, _Mapping]] = ..., desired: _Optional[_Union[Configured, _Mapping]] = ..., served: _Optional[_Union[Configured, _Mapping]] = ..., identities: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[str]] = ..., server_proxies: _Optional[_Iterable[_Union[ProxyState, _Mapping]]] = ..., tls: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ...) -> None: ...
+    access: AccessExplanation
+    def __init__(self, port: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., summary: _Optional[str] = ..., client: _Optional[_Union[Side, _Mapping]] = ..., server: _Optional[_Union[Side, _Mapping]] = ..., desired: _Optional[_Union[Configured, _Mapping]] = ..., served: _Optional[_Union[Configured, _Mapping]] = ..., identities: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[str]] = ..., server_proxies: _Optional[_Iterable[_Union[ProxyState, _Mapping]]] = ..., tls: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., access: _Optional[_Union[AccessExplanation, _Mapping]] = ...) -> None: ...
+
+class AccessExplanation(_message.Message):
+    __slots__ = ("access", "policies", "nearest")
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    NEAREST_FIELD_NUMBER: _ClassVar[int]
+    access: str
+    policies: _containers.RepeatedCompositeFieldContainer[PolicyMatch]
+    nearest: NearestRule
+    def __init__(self, access: _Optional[str] = ..., policies: _Optional[_Iterable[_Union[PolicyMatch, _Mapping]]] = ..., nearest: _Optional[_Union[NearestRule, _Mapping]] = ...) -> None: ...
+
+class PolicyMatch(_message.Message):
+    __slots__ = ("policy", "action", "result", "enforced")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ENFORCED_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyObject
+    action: str
+    result: str
+    enforced: bool
+    def __init__(self, policy: _Optional[_Union[PolicyObject, _Mapping]] = ..., action: _Optional[str] = ..., result: _Optional[str] = ..., enforced: _Optional[bool] = ...) -> None: ...
+
+class NearestRule(_message.Message):
+    __slots__ = ("policy", "rule", "fields")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    rule: int
+    fields: _containers.RepeatedCompositeFieldContainer[FieldMatch]
+    def __init__(self, policy: _Optional[str] = ..., rule: _Optional[int] = ..., fields: _Optional[_Iterable[_Union[FieldMatch, _Mapping]]] = ...) -> None: ...
+
+class FieldMatch(_message.Message):
+    __slots__ = ("field", "expected", "result", "actual")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ACTUAL_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    expected: str
+    result: str
+    actual: str
+    def __init__(self, field: _Optional[str] = ..., expected: _Optional[str] = ..., result: _Optional[str] = ..., actual: _Optional[str] = ...) -> None: ...
 
 class EndpointName(_message.Message):
     __slots__ = ("pod", "address", "port")
