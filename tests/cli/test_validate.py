@@ -191,6 +191,23 @@ def test_mesh_without_sidecars_has_problems(policies: Path, label: str) -> None:
     assert xds("-f", policies, "-f", "web.yaml", "--mesh").stdout == "no problems found\n"
 
 
+def test_unknown_identity_is_reported_of_a_whole_mesh(policies: Path) -> None:
+    Path("web.yaml").write_text(WEB)
+    (policies / "access.yaml").write_text(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
+        "metadata: {name: web, namespace: shop}\n"
+        "spec: {rules: [{from: [{source: {serviceAccounts: [defaultt]}}]}]}\n"
+    )
+    assert xds("-f", policies, "-f", "web.yaml").stdout == "no problems found\n"
+    result = xds("-f", policies, "-f", "web.yaml", "--mesh", "-o", "github")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "::notice file=policies/access.yaml,line=1,title=xds::AuthorizationPolicy shop/web: "
+        "source.serviceAccount 'shop/defaultt': no known pod or ServiceAccount has this identity "
+        "(did you mean default?)\n"
+    )
+
+
 def test_pod_that_injection_rejects_is_a_problem(policies: Path) -> None:
     Path("web.yaml").write_text(WEB.replace("image: web:1", "image: web:1, ports: [{containerPort: 15001}]"))
     result = xds("-f", policies, "-f", "web.yaml", "-o", "json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -326,7 +327,7 @@ def test_connection_that_fails_before_is_explained_too():
 
 
 def test_pods_with_other_policies_are_explained_apart():
-    facts = (pod("web-2", "x", app="web", tried="yes"),)
+    facts = (replace(pod("web-2", "x", app="web", tried="yes"), service_account="web"),)
     tried = policy("x", name="tried", dry_run=True, selector={"tried": "yes"})
     found = world(policy("x", {}), tried, facts=facts)
     groups = explain(found, found.pod("x", "a"), found.service("x", "web"), [HTTP], GET)

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service, slices
+from tests.support.authorization import authorization_policy, operation, source
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
+    AuthorizationPolicy,
     Change,
     ContainerPort,
     Fact,
     Namespace,
     Pod,
     Ref,
+    ServiceAccount,
     ServicePort,
     TargetSelector,
     UnknownService,
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.parse import parse
 from xds.mesh.policy import ineffective
-from xds.mesh.policy.ineffective import MAX_PER_OBJECT, Ineffective, policy_without_effect, without_effect
+from xds.mesh.policy.ineffective import (
+    MAX_PER_OBJECT,
+    MAX_SUGGESTIONS,
+    Ineffective,
+    policy_without_effect,
+    without_effect,
+)
 
 WEB = service("web", "shop")
 NAMED = ServicePort(port=80, target="http", name="http")
@@ -41,6 +52,10 @@ ADDS_NONE = (
     "Namespace istio-injection=enabled)"
 )
 UNNAMED = "no container of its pods declares a port with this name, so port 80 has no endpoints"
+RULES = "AuthorizationPolicy shop/rules"
+NO_IDENTITY = "no known pod or ServiceAccount has this identity"
+NO_NAMESPACE = "no known object is in this namespace"
+REMOVE_RULE = "(remove the empty rule from AuthorizationPolicy shop/all)"
 NO_PORT = "no selected pod declares port"
 
 
@@ -50,6 +65,21 @@ def ports(found: Pod, **named: int) -> Pod:
 
 def labelled(name: str, **labels: str) -> Namespace:
     return Namespace(meta=meta("Namespace", "", name, **labels))
+
+
+def access(namespace: str, *rules: dict[str, Any], **more: Any) -> Fact:
+    """An AuthorizationPolicy."""
+    (parsed,) = parse(authorization_policy(namespace, *rules, **more), lambda _: "")
+    assert parsed.fact
+    return parsed.fact
+
+
+def callers(field: str, *values: str) -> Fact:
+    """An AuthorizationPolicy for some callers."""
+    return access("shop", source(**{field: list(values)}))
+
+
+ALLOW_ALL = access(ROOT, {}, name="all")
 
 
 def said(world: Mesh) -> list[str]:
@@ -250,12 +280,117 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             "endpoints (add an EndpointSlice or a selector)"
         ),
     ),
+    "an ALLOW policy that allows nothing": (
+        [pod("db", "shop"), replace(service("db", "shop"), ports=()), access("shop")],
+        (
+            f"notice: {RULES}: it has no rules, so all requests to the pods of these Services are denied: "
+            "db, web (to allow all requests, write rules: [{}])"
+        ),
+    ),
+    "a policy that allows nothing, of some pods": (
+        [
+            *(
+                access("shop", source(namespaces=["shop"]), name=name, selector={"app": name})
+                for name in ["db"]
+            ),
+            pod("db", "shop"),
+            replace(service("db", "shop"), ports=()),
+            access("shop", {}, name="tried", dry_run=True),
+            access(
+                "shop", operation(methods=["GET"]), name="audited", action="AUDIT", selector={"app": "db"}
+            ),
+            access("shop"),
+        ],
+        (
+            f"notice: {RULES}: it has no rules, so all requests to the pods of these Services are denied: "
+            "web (to allow all requests, write rules: [{}])"
+        ),
+    ),
+    "a policy beside one that allows everything": (
+        [
+            access("shop", {}, name="all"),
+            access("shop", source(namespaces=["shop"]), selector={"app": "web"}),
+        ],
+        f"{RULES}: AuthorizationPolicy shop/all allows all requests to the same pods, {NONE} {REMOVE_RULE}",
+    ),
+    "a policy that allows nothing, beside one of the mesh that allows everything": (
+        [ALLOW_ALL, access("shop")],
+        (
+            f"{RULES}: AuthorizationPolicy istio-system/all allows all requests to the same pods, {NONE} "
+            "(remove the empty rule from AuthorizationPolicy istio-system/all)"
+        ),
+    ),
+    "a policy of the mesh beside one that allows everything": (
+        [ALLOW_ALL, access(ROOT, source(namespaces=["shop"]), name="some")],
+        (
+            "AuthorizationPolicy istio-system/some: AuthorizationPolicy istio-system/all allows all requests "
+            f"to the same pods, {NONE} (remove the empty rule from AuthorizationPolicy istio-system/all)"
+        ),
+    ),
+    "access to a port of the Service where the workload's should be": (
+        [access("shop", operation(ports=["80", "8080"]) | source(namespaces=["shop"]), action="DENY")],
+        (
+            f"{RULES}: ports 80: {NO_PORT} 80, and no Service forwards to it, {NONE} {UNREPORTED} "
+            "(port 80 of Service web forwards to 8080: write 8080)"
+        ),
+    ),
+    "access of all but a port that no pod has": (
+        [access("shop", operation(notPorts=["1"]), action="DENY", selector={"app": "web"})],
+        f"{RULES}: ports 1: {NO_PORT} 1, and no Service forwards to it, {NONE} {UNREPORTED}",
+    ),
+    "a service account with a typo": (
+        [callers("serviceAccounts", "web", "shop/wbe")],
+        f"notice: {RULES}: source.serviceAccount 'shop/wbe': {NO_IDENTITY} (did you mean web?)",
+    ),
+    "a principal with a typo": (
+        [callers("principals", "cluster.local/ns/shop/sa/wbe", "cluster.local/ns/shop/sa/web")],
+        (
+            f"notice: {RULES}: source.principal 'cluster.local/ns/shop/sa/wbe': {NO_IDENTITY} "
+            "(did you mean web?)"
+        ),
+    ),
+    "a principal in an unknown namespace": (
+        [callers("notPrincipals", "cluster.local/ns/shpo/sa/web")],
+        (
+            f"notice: {RULES}: source.principal 'cluster.local/ns/shpo/sa/web': {NO_NAMESPACE} "
+            "(did you mean shop?)"
+        ),
+    ),
+    "an unknown namespace of callers": (
+        [callers("namespaces", "shop", "bank")],
+        f"notice: {RULES}: source.namespace 'bank': {NO_NAMESPACE}",
+    ),
+    "a principal that is a service account": (
+        [callers("principals", "shop/web")],
+        (
+            f"{RULES}: source.principal 'shop/web': no pod has an identity like this "
+            "(write TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT)"
+        ),
+    ),
+    "a principal of another trust domain": (
+        [callers("principals", "other.example/ns/shop/sa/web")],
+        (
+            f"{RULES}: source.principal 'other.example/ns/shop/sa/web': no pod has this trust domain "
+            "(the trust domains of the mesh are cluster.local)"
+        ),
+    ),
+    "another trust domain": (
+        [callers("trustDomains", "other.example")],
+        (
+            f"{RULES}: source.trustDomain 'other.example': no pod has this trust domain "
+            "(the trust domains of the mesh are cluster.local)"
+        ),
+    ),
 }
 
 
 @pytest.mark.parametrize(("facts", "line"), INEFFECTIVE.values(), ids=INEFFECTIVE)
 def test_object_without_effect_is_reported_with_reason(facts: list[Fact], line: str) -> None:
-    assert said(mesh(*SHOP, *facts)) == [line]
+    world = mesh(*SHOP, *facts)
+    assert said(world) == [line]
+    refs = [fact.ref for fact in facts if isinstance(fact, AuthorizationPolicy)]
+    alone = [str(problem) for ref in refs for problem in policy_without_effect(world, ref)]
+    assert alone == ([line.removeprefix("notice: ")] if refs else [])
 
 
 EFFECTIVE: dict[str, list[Fact]] = {
@@ -330,6 +465,63 @@ EFFECTIVE: dict[str, list[Fact]] = {
     ],
     "a Service with numbers, of pods": [service("web-2", "shop", HTTP, app="web")],
     "a Service without ports": [replace(service("db", "shop"), ports=())],
+    "access for all, also if several policies say so": [
+        ALLOW_ALL,
+        access("shop", {}),
+        access("shop", {}, name="b"),
+    ],
+    "a policy beside one that allows everything to other pods": [
+        pod("db", "shop"),
+        access("shop", {}, name="all", selector={"app": "db"}),
+        access("shop", source(namespaces=["shop"])),
+    ],
+    "a policy beside one that would allow everything, or denies": [
+        access("shop", {}, name="tried", dry_run=True),
+        access("shop", source(namespaces=["shop"])),
+        access("shop", {}, name="no", action="DENY"),
+    ],
+    "a policy that denies by default": [
+        access("shop"),
+        access("shop", source(namespaces=["shop"]), name="web", selector={"app": "web"}),
+    ],
+    "a policy that denies by default, beside one of the mesh": [
+        access("shop"),
+        access(ROOT, source(namespaces=["shop"]), selector={"app": "web"}),
+    ],
+    "a policy that allows nothing, beside one that applies to all": [
+        access("shop"),
+        access("shop", source(namespaces=["shop"]), name="some"),
+    ],
+    "a policy that allows nothing to pods without a Service": [
+        pod("caller", "shop"),
+        access("shop", selector={"app": "caller"}),
+    ],
+    "a policy that allows nothing to the mesh, or that is tried": [
+        access(ROOT),
+        access("shop", dry_run=True),
+    ],
+    "access to ports of pods": [
+        ports(pod("alone", "shop"), http=8081),
+        access("shop", operation(ports=["8080", "8081", "9090"])),
+        access("shop", operation(ports=["8081"]), name="same-pods"),
+        access(ROOT, operation(ports=["1"])),
+        control := replace(service("control", ROOT, HTTP), selector={}),
+        slices(control, "10.0.0.8"),
+    ],
+    "access to a port of pods that declare none": [
+        pod("alone", "shop"),
+        access("shop", operation(ports=["1"]), selector={"app": "alone"}),
+    ],
+    "callers that are known": [
+        ServiceAccount(meta=meta("ServiceAccount", "shop", "later")),
+        Namespace(meta=meta("Namespace", "", "new")),
+        replace(pod("job", "shop"), ended=True),
+        callers(
+            "principals", *(f"cluster.local/ns/shop/sa/{name}" for name in ("web", "later", "job")), "*/x"
+        ),
+        access("shop", source(serviceAccounts=["later"], trustDomains=["cluster.local"]), name="b"),
+        access("shop", source(notNamespaces=["new", "ban*"]), name="c"),
+    ],
 }
 
 
@@ -379,7 +571,26 @@ def test_problems_of_one_object_are_limited() -> None:
     subsets = tuple(Subset(name=f"s{n}", labels={"v": str(n)}) for n in range(500))
     found = said(mesh(*SHOP, rule("shop", HOST, subsets=subsets)))
     assert len(found) == MAX_PER_OBJECT + 1
-    assert found[-1] == f"DestinationRule shop/rule: {500 - MAX_PER_OBJECT} more parts have no effect"
+    assert found[-1] == f"notice: DestinationRule shop/rule: {500 - MAX_PER_OBJECT} more parts have no effect"
+    ports = peer("shop", None, name="lock", ports=dict.fromkeys(range(1, 500), "STRICT"), app="web")
+    assert said(mesh(*SHOP, ports))[-1] == f"{LOCK}: {499 - MAX_PER_OBJECT} more parts have no effect"
+
+
+def test_principals_are_known_in_each_trust_domain_of_the_mesh() -> None:
+    domains = ("cluster.local", "new", "old", "other")
+    known = callers("principals", *(f"{domain}/ns/shop/sa/web" for domain in domains))
+    (line,) = said(mesh(*SHOP, known, trust_domain="new", trust_domain_aliases=("old",)))
+    assert line == (
+        f"{RULES}: source.principal 'other/ns/shop/sa/web': no pod has this trust domain "
+        "(the trust domains of the mesh are new, old)"
+    )
+
+
+def test_suggestions_of_identities_are_limited() -> None:
+    policies = [access("shop", source(namespaces=["shpo"]), name=f"p{n}") for n in range(MAX_SUGGESTIONS + 1)]
+    found = said(mesh(*SHOP, *policies))
+    assert len(found) == len(policies)
+    assert sum("did you mean shop?" in line for line in found) == MAX_SUGGESTIONS
 
 
 def test_long_selector_is_shortened() -> None:
@@ -392,9 +603,9 @@ def test_only_changed_namespaces_are_recomputed(monkeypatch: pytest.MonkeyPatch)
     computed: list[str] = []
     original = ineffective._in_namespace
 
-    def counted(facts, *, is_root):
-        computed.extend({ref.namespace for ref in facts.facts})
-        return original(facts, is_root=is_root)
+    def counted(space):
+        computed.extend({ref.namespace for ref in space.facts.facts})
+        return original(space)
 
     monkeypatch.setattr(ineffective, "_in_namespace", counted)
     spaces = [fact for n in range(20) for fact in (pod("web", f"ns{n}"), service("web", f"ns{n}"))]
@@ -407,9 +618,10 @@ def test_only_changed_namespaces_are_recomputed(monkeypatch: pytest.MonkeyPatch)
     assert computed == ["ns7"]
     assert again.problems == found.problems
     assert again == without_effect(changed)
-    # Of another root namespace nothing can be kept.
-    computed.clear()
-    without_effect(mesh(*spaces, root_namespace="root"), found)
-    assert len(computed) == 20
+    # Of another root namespace, or of other policies for the whole mesh, nothing can be kept.
+    for other in (mesh(*spaces, root_namespace="root"), changed.apply(Change(applied=(ALLOW_ALL,)))):
+        computed.clear()
+        without_effect(other, found)
+        assert len(computed) >= 20
     assert Ref("PeerAuthentication", "ns3", "lock") in found.problems
     assert Ineffective().problems == {}

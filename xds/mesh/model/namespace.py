@@ -18,6 +18,7 @@ from xds.mesh.model.objects import (
     Pod,
     Ref,
     Service,
+    ServiceAccount,
     ServiceEntry,
     UnknownService,
 )
@@ -87,6 +88,12 @@ class NamespaceFacts:
     def pods(self) -> Mapping[str, Pod]:
         """Pods by name, sorted by name."""
         return {pod.name: pod for pod in sorted(self._of(Pod), key=lambda pod: pod.name)}
+
+    @cached_property
+    def service_accounts(self) -> frozenset[str]:
+        """Names of ServiceAccounts, and of the service accounts of pods."""
+        accounts = (account.name for account in self._of(ServiceAccount))
+        return frozenset((*accounts, *(pod.service_account for pod in self.pods.values())))
 
     @cached_property
     def _by_label(self) -> Mapping[tuple[str, str], list[Pod]]:
@@ -198,7 +205,7 @@ class NamespaceFacts:
 
 
 _INDEXES: Mapping[type, AbstractSet[str]] = {
-    Pod: {"has_workload_entries", "pods", "_by_label"},
+    Pod: {"has_workload_entries", "pods", "service_accounts", "_by_label"},
     Endpoints: {"endpoints"},
     CallerFact: {"callers"},
     AuthorizationPolicy: {"authorization_policies", "_authorization_by_label"},

@@ -64,10 +64,9 @@ def port_rules(mesh: Mesh, pod: Pod, number: int) -> PortRules | None:
     """Return the rules that a pod's sidecar enforces on a port that it intercepts; None if there are none."""
     if not policies_of(mesh, pod):
         return None
-    http, tcp = (
-        rules_of(mesh, pod, http=is_http) if is_http in protocols_of(mesh, pod, number) else None
-        for is_http in (True, False)
-    )
+    protocols = protocols_of(mesh, pod, number)
+    http = rules_of(mesh, pod, http=True) if True in protocols else None
+    tcp = rules_of(mesh, pod, http=False) if False in protocols else None
     rules = PortRules(number, http, tcp)
     return rules if any(each.policies for each in rules.each) else None
 

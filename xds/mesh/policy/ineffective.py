@@ -6,18 +6,21 @@ protects no pod. `xds.mesh.policy.conflicts` finds objects that other objects ov
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
+from itertools import count, islice
 from typing import TypeAlias, assert_never
 
-from xds.mesh.model.authorization import Action
+from xds.mesh.model.authorization import Action, Attribute, Condition, PatternKind, Rule
 from xds.mesh.model.injection import NAMESPACE_LABEL, unused_label
 from xds.mesh.model.mesh import Mesh, target_port
-from xds.mesh.model.names import MAX_CANDIDATES
+from xds.mesh.model.names import MAX_CANDIDATES, join_names
 from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
+    DEFAULT_TRUST_DOMAIN,
     TRAFFIC_KINDS,
     AuthorizationPolicy,
     DestinationRule,
@@ -33,8 +36,8 @@ from xds.mesh.model.objects import (
     TargetSelector,
     TrafficFact,
 )
-from xds.mesh.parse.reading import nearest
-from xds.mesh.policy.authorization import MAX_VALUES, count_values, unenforceable
+from xds.mesh.parse.reading import nearest, shown
+from xds.mesh.policy.authorization import MAX_VALUES, conditions_of, count_values, unenforceable
 from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS, has_too_many_subsets
 from xds.mesh.policy.disregarded import disregarded
@@ -47,6 +50,12 @@ MAX_PAIRS = 5
 API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
 """Host of the API server. Its Service exists in every cluster, but rarely in a folder of manifests."""
 
+MAX_SUGGESTIONS = 100
+"""Maximum number of identities for which one check looks for a similar one, which takes up to 10 ms each."""
+_MAX_NAMES = 3
+"""Maximum number of Services that a message names."""
+
+_PRINCIPAL = re.compile("([^/]+)/ns/([^/]+)/sa/([^/]+)")
 _SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 _DID_YOU_MEAN = "did you mean "
 _INJECT = "inject the sidecar; until then, these pods accept plaintext"
@@ -66,6 +75,8 @@ class Ineffective:
     """
     root_namespace: str = ""
     """Root namespace with which `namespaces` was computed."""
+    root_policies: tuple[AuthorizationPolicy, ...] = ()
+    """AuthorizationPolicies of the root namespace with which `namespaces` was computed."""
     namespaces: Mapping[str, _NamespaceFindings] = field(default_factory=dict)
     """Cached findings that depend only on one namespace, and the facts they were computed from."""
 
@@ -80,7 +91,10 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
         previous: an earlier result. Its findings for unchanged namespaces are reused.
     """
     root = mesh.config.root_namespace
-    cache = previous.namespaces if previous and previous.root_namespace == root else {}
+    root_policies = mesh.in_namespace(root, with_defaults=False).authorization_policies
+    inputs = (root, root_policies)
+    is_valid = previous and (previous.root_namespace, previous.root_policies) == inputs
+    cache = previous.namespaces if previous and is_valid else {}
     namespaces: dict[str, _NamespaceFindings] = {}
     missing = _missing_namespaces(mesh)
     findings = list(_in_missing(mesh, missing))
@@ -90,10 +104,11 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
         facts = mesh.in_namespace(name, with_defaults=False)
         cached = cache.get(name)
         if cached is None or cached[0] is not facts:
-            cached = facts, tuple(_in_namespace(facts, is_root=name == root))
+            cached = facts, tuple(_in_namespace(_Space(mesh, name)))
         namespaces[name] = cached
         findings += cached[1]
     findings += _rules(mesh, missing)
+    findings += _identities(mesh, missing, _authorization_policies(mesh, missing))
     findings += _unused_labels(mesh)
     findings += _disregarded(mesh)
     if not _has_sidecars(mesh):
@@ -106,6 +121,7 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
     return Ineffective(
         problems={ref: tuple(problems) for ref, problems in sorted(by_object.items())},
         root_namespace=root,
+        root_policies=root_policies,
         namespaces=namespaces,
     )
 
@@ -117,10 +133,10 @@ def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
     if namespace in missing:
         findings = [*_in_missing(mesh, [namespace])]
     elif isinstance(policy, TrafficFact):
-        facts = mesh.in_namespace(namespace, with_defaults=False)
-        is_root = namespace == mesh.config.root_namespace
         rules = [policy] if isinstance(policy, DestinationRule) else []
-        findings = [*_policy(facts, policy, is_root=is_root), *_matching(mesh, rules)]
+        findings = [*_policy(_Space(mesh, namespace), policy), *_matching(mesh, rules)]
+        if isinstance(policy, AuthorizationPolicy):
+            findings += _identities(mesh, missing, [policy])
         if not findings and not rules and not _has_sidecars(mesh):
             findings = [*_in_mesh_without_sidecars(mesh, [policy])]
     else:
@@ -162,18 +178,81 @@ def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:
     """Yield at most MAX_PER_OBJECT problems of an object, then one with the number of omitted problems."""
     problems = list(findings)
     yield from problems[:MAX_PER_OBJECT]
-    if (more := len(problems) - MAX_PER_OBJECT) > 0:
-        yield _problem(owner, f"{more} more parts have no effect")
+    if more := problems[MAX_PER_OBJECT:]:
+        are_notices = all(problem.notice for _, problem in more)
+        yield _problem(owner, f"{len(more)} more parts have no effect", notice=are_notices)
 
 
 # --- one namespace ------------------------------------------------------------------------------
 
 
-def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]:
-    """Yield the findings that do not depend on other namespaces."""
+_Exposed: TypeAlias = tuple[Service, ServicePort, int]
+"""A port of a Service, and the port of a pod to which it forwards."""
+
+
+class _Space:
+    """A namespace, and what its checks compute once for all of its policies."""
+
+    def __init__(self, mesh: Mesh, name: str) -> None:
+        self.facts = mesh.in_namespace(name, with_defaults=False)
+        self.is_root = name == mesh.config.root_namespace
+        self._root = mesh.in_namespace(mesh.config.root_namespace, with_defaults=False)
+        self._exposed: dict[str, list[_Exposed]] = {}
+
+    def exposed(self, pod: Pod) -> list[_Exposed]:
+        """Return the Service ports that forward to a pod."""
+        if pod.name not in self._exposed:
+            self._exposed[pod.name] = [
+                (service, port, target)
+                for service in self.facts.selecting(pod.meta.labels)
+                for port in service.ports
+                if (target := target_port(port, pod)) is not None
+            ]
+        return self._exposed[pod.name]
+
+    @cached_property
+    def listed_ports(self) -> frozenset[int]:
+        """Ports in EndpointSlices."""
+        listed = (endpoints for each in self.facts.endpoints.values() for endpoints in each)
+        return frozenset(port.port for each in listed for group in each.groups for port in group.ports)
+
+    @cached_property
+    def allowing_all(self) -> list[AuthorizationPolicy]:
+        """ALLOW policies with a rule that matches all requests, of this and of the root namespace."""
+        spaces = (self.facts,) if self.is_root else (self._root, self.facts)
+        policies = (policy for facts in spaces for policy in facts.authorization_policies)
+        return [policy for policy in policies if _allows(policy) and Rule() in policy.rules]
+
+    @cached_property
+    def closed(self) -> list[tuple[Pod, set[str]]]:
+        """Pods with a sidecar and without an ALLOW policy that has rules, and the names of their Services."""
+        spaces = (self._root, self.facts)
+        policies = [each for facts in spaces for each in facts.authorization_policies if _has_rules(each)]
+        if not all(policy.selector for policy in policies):
+            return []
+        return [
+            (pod, {service.name for service in self.facts.selecting(pod.meta.labels)})
+            for pod in self.facts.pods.values()
+            if pod.has_sidecar and not pod.ended
+            if not (policies and any(_has_rules(e) for f in spaces for e in f.authorizing(pod.meta.labels)))
+        ]
+
+
+def _has_rules(policy: AuthorizationPolicy) -> bool:
+    return _allows(policy) and bool(policy.rules)
+
+
+def _allows(policy: AuthorizationPolicy) -> bool:
+    """Whether a policy is an ALLOW policy that is enforced."""
+    return policy.action is Action.ALLOW and not policy.dry_run
+
+
+def _in_namespace(space: _Space) -> Iterator[_Finding]:
+    """Yield the findings that depend only on this namespace, and on policies of the root namespace."""
+    facts = space.facts
     for fact in facts.facts.values():
         if isinstance(fact, TrafficFact):
-            yield from _policy(facts, fact, is_root=is_root)
+            yield from _policy(space, fact)
     for service in facts.services.values():
         yield from _capped(service, _service(facts, service))
     for entry in facts.service_entries:
@@ -183,23 +262,23 @@ def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]
                 yield _problem(entry, what, "remove the host from one of them")
 
 
-def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Iterator[_Finding]:
+def _policy(space: _Space, policy: TrafficFact) -> Iterator[_Finding]:
+    facts = space.facts
     match policy:
         case ModePolicy():
-            yield from _capped(policy, _mode_policy(facts, policy, is_root=is_root))
+            yield from _capped(policy, _mode_policy(space, policy))
         case DestinationRule(selector=selector):
             if selector and not any(facts.selected(selector)):
                 what = f"workloadSelector {_matches_no_pod(policy, selector)}"
                 yield _problem(policy, what, _similar_label(facts, selector))
         case AuthorizationPolicy():
-            yield from _capped(policy, _authorization(facts, policy, is_root=is_root))
+            yield from _capped(policy, _authorization(space, policy))
         case _:
             assert_never(policy)
 
 
-def _authorization(
-    facts: NamespaceFacts, policy: AuthorizationPolicy, *, is_root: bool
-) -> Iterator[_Finding]:
+def _authorization(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Finding]:
+    facts = space.facts
     newest = facts.authorization_policies[-1]
     if policy is newest and (total := sum(map(count_values, facts.authorization_policies))) > MAX_VALUES:
         yield _problem(
@@ -208,12 +287,17 @@ def _authorization(
             f"a pod with more than {MAX_VALUES} denies all requests",
             "use fewer values, such as namespaces instead of principals, or selectors",
         )
-    if is_root:
-        return
-    pods = _pods_of(facts, policy)
-    if finding := _without_sidecar(facts, policy, pods):
+    pods = [] if space.is_root else _pods_of(facts, policy)
+    if not space.is_root and (finding := _without_sidecar(facts, policy, pods)):
         yield finding
-    elif unenforceable(policy, http=False) and not unenforceable(policy, http=True):
+        return
+    if _allows(policy):
+        yield from _allow(space, policy)
+    if space.is_root:
+        return
+    conditions = [condition for rule in policy.rules for condition in conditions_of(rule)]
+    yield from _ports(space, policy, pods, "ports", _ports_in(conditions))
+    if unenforceable(policy, http=False) and not unenforceable(policy, http=True):
         services = (service for pod in pods for service in facts.selecting(pod.meta.labels))
         ports = ((service, port) for service in services for port in service.ports)
         found = next(((s, p) for s, p in ports if p.protocol is Protocol.TCP), None)
@@ -228,12 +312,35 @@ def _authorization(
             yield _problem(policy, what, "restrict the rules to ports", notice=True)
 
 
-def _mode_policy(facts: NamespaceFacts, pa: ModePolicy, *, is_root: bool) -> Iterator[_Finding]:
+def _allow(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Finding]:
+    """Yield why an ALLOW policy changes nothing, or allows nothing."""
+    others = (each for each in space.allowing_all if each.ref != policy.ref)
+    shadowing = next((each for each in others if covers(each.selector, policy.selector)), None)
+    if shadowing and Rule() not in policy.rules:
+        what = f"{shadowing.ref} allows all requests to the same pods, so it has no effect"
+        yield _problem(policy, what, f"remove the empty rule from {shadowing.ref}")
+    elif not (policy.rules or space.is_root):
+        closed = (services for pod, services in space.closed if covers(policy.selector, pod.meta.labels))
+        if names := {name for services in closed for name in services}:
+            services = join_names(sorted(names), _MAX_NAMES)
+            what = f"it has no rules, so all requests to the pods of these Services are denied: {services}"
+            yield _problem(policy, what, "to allow all requests, write rules: [{}]", notice=True)
+
+
+def _ports_in(conditions: Iterable[Condition]) -> Iterator[int]:
+    for condition in conditions:
+        if condition.attribute is Attribute.DESTINATION_PORT:
+            texts = (pattern.text for pattern in (*condition.values, *condition.excluded))
+            yield from (int(text) for text in texts if text.isdecimal())
+
+
+def _mode_policy(space: _Space, pa: ModePolicy) -> Iterator[_Finding]:
+    facts = space.facts
     if pa.targets:
         for target in pa.targets:
             yield from _target(facts, pa, target)
         return
-    if is_root and pa.is_peer_authentication:
+    if space.is_root and pa.is_peer_authentication:
         if pa.selector:
             yield _problem(
                 pa,
@@ -244,8 +351,8 @@ def _mode_policy(facts: NamespaceFacts, pa: ModePolicy, *, is_root: bool) -> Ite
     pods = _pods_of(facts, pa)
     if finding := _without_sidecar(facts, pa, pods):
         yield finding
-    elif pa.ports:
-        yield from _ports(facts, pa, pods)
+    else:
+        yield from _ports(space, pa, pods, "portLevelMtls", pa.ports)
 
 
 def _pods_of(facts: NamespaceFacts, policy: ModePolicy | AuthorizationPolicy) -> list[Pod]:
@@ -288,34 +395,30 @@ def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mappin
     return bool(service.selector) and same and not any(facts.selected(service.selector))
 
 
-def _ports(facts: NamespaceFacts, pa: ModePolicy, pods: list[Pod]) -> Iterator[_Finding]:
-    exposed = [
-        (service, port, target)
-        for pod in pods
-        for service in facts.selecting(pod.meta.labels)
-        for port in service.ports
-        if (target := target_port(port, pod)) is not None
-    ]
-    known = {port.port for pod in pods for port in pod.ports}
-    known |= {target for _, _, target in exposed}
-    known |= {
-        port.port for listed in facts.endpoints.values() for e in listed for g in e.groups for port in g.ports
-    }
+def _ports(
+    space: _Space, policy: Object, pods: Iterable[Pod], field_name: str, numbers: Iterable[int]
+) -> Iterator[_Finding]:
+    """Yield the ports in a field that none of the policy's pods has."""
+    unknown = set(numbers)
+    known, hints = False, dict[int, str]()
+    for pod in pods if unknown else ():
+        exposed = space.exposed(pod)
+        ports = {*(port.port for port in pod.ports), *(target for _, _, target in exposed)}
+        known, unknown = known or bool(ports), unknown - ports
+        for service, port, target in exposed:
+            if port.port in unknown and port.port not in hints:
+                hint = f"port {port.port} of Service {service.name} forwards to {target}: write {target}"
+                hints[port.port] = hint
+        if not unknown:
+            return
     # Pods need not declare their ports: if no port is known, any number may be correct.
-    for number in sorted(pa.ports) if known else ():
-        if number not in known:
-            hints = (
-                f"port {number} of Service {service.name} forwards to {target}: write {target}"
-                for service, port, target in exposed
-                if port.port == number
-            )
-            yield _problem(
-                pa,
-                f"portLevelMtls {number}: no selected pod declares port {number}, "
-                "and no Service forwards to it, "
-                "so it has no effect unless the application listens on it anyway",
-                next(hints, ""),
-            )
+    for number in sorted(unknown - space.listed_ports) if known or space.listed_ports else ():
+        yield _problem(
+            policy,
+            f"{field_name} {number}: no selected pod declares port {number}, and no Service forwards to it, "
+            "so it has no effect unless the application listens on it anyway",
+            hints.get(number, ""),
+        )
 
 
 def _target(facts: NamespaceFacts, policy: ModePolicy, target: TargetSelector) -> Iterator[_Finding]:
@@ -420,6 +523,76 @@ def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
         hint = nearest(name, existing[:MAX_CANDIDATES])
         for fact in mesh.in_namespace(name, with_defaults=False).facts.values():
             yield _problem(fact, what, hint)
+
+
+def _authorization_policies(mesh: Mesh, missing: Collection[str]) -> Iterator[AuthorizationPolicy]:
+    for name in mesh.namespaces():
+        if name not in missing:
+            yield from mesh.in_namespace(name, with_defaults=False).authorization_policies
+
+
+def _identities(
+    mesh: Mesh, missing: Collection[str], policies: Iterable[AuthorizationPolicy]
+) -> Iterator[_Finding]:
+    """Yield the identities in policies that no known workload has; those with wildcards are not checked."""
+    known = _Identities(mesh, missing)
+    for policy in policies:
+        conditions = (condition for rule in policy.rules for condition in conditions_of(rule))
+        found = dict.fromkeys(
+            (condition.attribute, pattern.text)
+            for condition in conditions
+            if condition.attribute.is_identity
+            for pattern in (*condition.values, *condition.excluded)
+            if pattern.kind is PatternKind.EXACT
+        )
+        yield from _capped(policy, (each for pair in found for each in known.check(policy, *pair)))
+
+
+class _Identities:
+    """The identities of a mesh's workloads."""
+
+    def __init__(self, mesh: Mesh, missing: Collection[str]) -> None:
+        self._mesh = mesh
+        namespaces = (
+            fact.name for fact in mesh.in_namespace("").facts.values() if isinstance(fact, Namespace)
+        )
+        self._namespaces = {*namespaces, *mesh.namespaces()}.difference(missing, ("",))
+        self._suggestions = count()
+
+    def check(self, policy: AuthorizationPolicy, attribute: Attribute, text: str) -> Iterator[_Finding]:
+        """Yield what is wrong with an identity, or with a part of one."""
+        config, name = self._mesh.config, f"{attribute} {shown(text)}"
+        domain, namespace, account = config.trust_domain, "", ""
+        match attribute:
+            case Attribute.PRINCIPAL:
+                if not (found := _PRINCIPAL.fullmatch(text)):
+                    hint = "write TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT"
+                    yield _problem(policy, f"{name}: no pod has an identity like this", hint)
+                    return
+                named, namespace, account = found.groups()
+                domain = domain if named == DEFAULT_TRUST_DOMAIN else named
+            case Attribute.SERVICE_ACCOUNT:
+                namespace, _, account = text.partition("/")
+            case Attribute.NAMESPACE:
+                namespace = text
+            case _:
+                domain = text
+        accounts = self._mesh.in_namespace(namespace).service_accounts
+        if domain not in config.trust_domains:
+            hint = f"the trust domains of the mesh are {', '.join(config.trust_domains)}"
+            yield _problem(policy, f"{name}: no pod has this trust domain", hint)
+        elif namespace and namespace not in self._namespaces:
+            hint = self._similar(namespace, self._namespaces)
+            yield _problem(policy, f"{name}: no known object is in this namespace", hint, notice=True)
+        elif account and account not in accounts:
+            hint = self._similar(account, accounts)
+            what = f"{name}: no known pod or ServiceAccount has this identity"
+            yield _problem(policy, what, hint, notice=True)
+
+    def _similar(self, name: str, known: Iterable[str]) -> str:
+        if next(self._suggestions) >= MAX_SUGGESTIONS:
+            return ""
+        return nearest(name, islice(sorted(known), MAX_CANDIDATES))
 
 
 def _has_sidecars(mesh: Mesh) -> bool:
