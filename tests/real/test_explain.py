@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import manifests
+from tests.support.authorization import authorization_policy, operation, source, when
 from tests.support.controlplane import xds
 from tests.support.local import LocalMesh
 from tests.support.waiting import eventually
@@ -86,3 +87,43 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
         }
         assert (await explain("bare.ns"))["groups"][0]["reason"] == "server-requires-mtls"
         assert not (await bare.client.get("http://web.ns:80/headers")).ok
+
+
+REQUESTS: list[tuple[str, str, dict[str, str], str]] = [
+    ("GET", "/headers", {}, "200"),
+    ("GET", "/headers?a=b", {}, "200"),
+    ("POST", "/headers", {}, "403"),
+    ("GET", "/other", {}, "403"),
+    ("GET", "/other", {"x-token": "secret"}, "200"),
+    ("GET", "/other", {"x-token": "secret2"}, "403"),
+    ("DELETE", "/other", {"x-token": "secret"}, "403"),
+]
+
+
+async def test_verdict_for_a_request_is_that_of_the_sidecar(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(server, http=(HTTP,))
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        mesh.apply(
+            authorization_policy(
+                "ns",
+                source(namespaces=["ns"]) | operation(methods=["GET"], paths=["/headers"], hosts=["web.ns"]),
+                source(namespaces=["ns"]) | when("request.headers[x-token]", "secret"),
+            ),
+            authorization_policy("ns", operation(methods=["DELETE"]), action="DENY", name="no"),
+        )
+        await mesh.start(client, server)
+
+        async def denies() -> bool:
+            return (await client.client.get("http://web.ns:80/other")).code == "403"
+
+        await eventually(denies)
+        for method, path, headers, expected in REQUESTS:
+            answer = await client.client.get(f"http://web.ns:80{path}", method=method, headers=headers)
+            given = (f"--header={name}={value}" for name, value in headers.items())
+            request = (f"--method={method}", f"--path={path}", "--host=web.ns", *given)
+            words = ("explain", "client.ns", "web.ns", f"--xds-address={mesh.plane.address}", "-o", "json")
+            (group,) = json.loads(await xds(*words, *request, may_be_no=True))["groups"]
+            assert answer.code == expected, request
+            assert group["access"]["access"] == ("allowed" if expected == "200" else "denied"), request
