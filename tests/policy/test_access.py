@@ -184,8 +184,9 @@ class TestPlan:
 
 
 def test_too_many_values_deny_everything():
-    def many(count: int, name: str) -> AuthorizationPolicy:
-        return policy(source(Attribute.PRINCIPAL, "*", *(f"{n}*" for n in range(count - 2))), name=name)
+    def many(count: int, name: str, namespace: str = "x") -> AuthorizationPolicy:
+        principals = source(Attribute.PRINCIPAL, "*", *(f"{n}*" for n in range(count - 2)))
+        return policy(principals, name=name, namespace=namespace)
 
     half = MAX_VALUES // 2
     assert found(mesh(*SHOP, many(half, "a"), many(half, "b")))["a"] == "mtls auto-mtls"
@@ -193,6 +194,10 @@ def test_too_many_values_deny_everything():
     assert set(found(too_many).values()) == {"fails access-denied"}
     (problem,) = without_effect(too_many).problems[policy(name="b").ref]
     assert "have 5001 values" in str(problem)
+    with_root = mesh(*SHOP, many(half, "a", ROOT), many(half + 1, "b"))
+    assert set(found(with_root).values()) == {"fails access-denied"}
+    (problem,) = without_effect(with_root).problems[policy(name="b").ref]
+    assert f"namespace {ROOT} and x have 5001 values" in str(problem)
 
 
 def test_conditions_on_http_are_reported_if_there_is_a_tcp_port():

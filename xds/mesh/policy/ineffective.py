@@ -217,11 +217,15 @@ class _Space:
         return frozenset(port.port for each in listed for group in each.groups for port in group.ports)
 
     @cached_property
+    def authorization_policies(self) -> list[AuthorizationPolicy]:
+        """AuthorizationPolicies of this and of the root namespace."""
+        spaces = (self.facts,) if self.is_root else (self._root, self.facts)
+        return [policy for facts in spaces for policy in facts.authorization_policies]
+
+    @cached_property
     def allowing_all(self) -> list[AuthorizationPolicy]:
         """ALLOW policies with a rule that matches all requests, of this and of the root namespace."""
-        spaces = (self.facts,) if self.is_root else (self._root, self.facts)
-        policies = (policy for facts in spaces for policy in facts.authorization_policies)
-        return [policy for policy in policies if _allows(policy) and Rule() in policy.rules]
+        return [each for each in self.authorization_policies if _allows(each) and Rule() in each.rules]
 
     @cached_property
     def closed(self) -> list[tuple[Pod, set[str]]]:
@@ -280,10 +284,11 @@ def _policy(space: _Space, policy: TrafficFact) -> Iterator[_Finding]:
 def _authorization(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Finding]:
     facts = space.facts
     newest = facts.authorization_policies[-1]
-    if policy is newest and (total := sum(map(count_values, facts.authorization_policies))) > MAX_VALUES:
+    if policy is newest and (total := sum(map(count_values, space.authorization_policies))) > MAX_VALUES:
+        where = " and ".join(dict.fromkeys(each.namespace for each in space.authorization_policies))
         yield _problem(
             policy,
-            f"the AuthorizationPolicies of namespace {policy.namespace} have {total} values: "
+            f"the AuthorizationPolicies of namespace {where} have {total} values: "
             f"a pod with more than {MAX_VALUES} denies all requests",
             "use fewer values, such as namespaces instead of principals, or selectors",
         )
