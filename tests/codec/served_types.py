@@ -7,6 +7,7 @@ from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
 from envoy_data_plane.envoy.config.grpc_credential import v3 as grpc_credential
 from envoy_data_plane.envoy.config.listener import v3 as listener
 from envoy_data_plane.envoy.config.route import v3 as route
+from envoy_data_plane.envoy.extensions.access_loggers.filters.cel import v3 as cel
 from envoy_data_plane.envoy.extensions.access_loggers.grpc import v3 as access_logs
 from envoy_data_plane.envoy.extensions.bootstrap.internal_listener import v3 as internal_listener
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
@@ -40,6 +41,7 @@ from envoy_data_plane.google.protobuf import ListValue, Struct
 SERVED_TYPES = [
     lua.Lua,
     access_logs.TcpGrpcAccessLogConfig,
+    cel.ExpressionFilter,
     bootstrap.Bootstrap,
     cluster.Cluster,
     endpoint.ClusterLoadAssignment,

@@ -22,7 +22,7 @@ from xds.mesh.envoy.features import (
 from xds.mesh.model.objects import MeshConfig, TlsSettings
 from xds.protocol.wire import Node
 
-FIPS_BUILD = Features(post_quantum=False, compliance_policies=True)
+FIPS_BUILD = Features(post_quantum=False, compliance_policies=True, denials=True)
 
 
 def node(
@@ -45,13 +45,14 @@ WITH_KEY = node(features=("envoy.lb.x", "xds-mesh.own-key"))
     [
         ([], NO_FEATURES),
         ([node()], ALL_FEATURES),
-        ([node("1.34.0")], ALL_FEATURES),
+        ([node("1.37.0")], ALL_FEATURES),
+        ([node("1.34.0")], ALL_FEATURES._replace(denials=False)),
         ([node("2.0.0")], ALL_FEATURES),
         ([node("1.33.9")], NO_FEATURES),
         ([node("")], NO_FEATURES),
         ([node("latest")], NO_FEATURES),
-        ([node(library="")], NO_FEATURES),
-        ([node(library="OpenSSL")], NO_FEATURES),
+        ([node(library="")], NO_FEATURES._replace(denials=True)),
+        ([node(library="OpenSSL")], NO_FEATURES._replace(denials=True)),
         ([node(library="BoringSSL-FIPS")], FIPS_BUILD),
         ([node(name="gRPC C-core")], NO_FEATURES),
         ([node(), node("1.33.0")], NO_FEATURES),

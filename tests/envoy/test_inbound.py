@@ -113,6 +113,20 @@ def test_rules_change_only_the_chains_that_are_not_http(protocol, mode):
     assert tcp == {name for name, each in some.items() if b"envoy.filters.network.tcp_proxy" in each}
 
 
+@guarded
+@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("observe", [True, False])
+@pytest.mark.parametrize("observe_denials", [True, False])
+def test_chains_with_rules_report_what_they_deny(protocol, rules, observe, observe_denials):
+    """An Envoy that does not know the filter of the log would reject the listener."""
+    config = MeshConfig(observe=observe, observe_denials=observe_denials)
+    for mode in Mode:
+        for chain in inbound.chains(config, port(protocol, mode), rules, by_port=True):
+            logs = encode(chain).count(b"%RESPONSE_CODE_DETAILS%")
+            is_http = b"authorization-deny" in encode(chain)
+            assert logs == (observe and observe_denials and (is_http or rules is RULES)), chain.name
+
+
 def test_nothing_outside_the_filter_chains_depends_on_policy():
     listener = message_class("envoy.config.listener.v3.Listener")
     seen = set()

@@ -320,6 +320,7 @@ async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Chan
     plane.metrics.register(AdmissionMetrics({}, {}))
     reports = TrafficReports(plane.controller)
     reports.traffic.totals["shop", TrafficMode.PLAINTEXT] = 1
+    reports.denials.totals["shop", "true"] = 1
     plane.metrics.register(TrafficMetrics(reports))
     body, _ = plane.metrics.render()
     told = {}

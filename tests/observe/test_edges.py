@@ -5,9 +5,11 @@ from __future__ import annotations
 from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import (
     MAX_ADDRESSES,
+    MAX_PATHS,
     OTHER_ADDRESSES,
     UNENCRYPTED_RETENTION,
     Client,
+    Denial,
     EdgeKey,
     Reporter,
     Target,
@@ -179,3 +181,25 @@ def test_edges_without_requests_have_no_total():
     add(traffic, key(), 0, NOON)
     traffic.expire(NOON + RETENTION + 1)
     assert (len(traffic), traffic.totals) == (0, {})
+
+
+def test_paths_of_a_denial_are_limited():
+    traffic = Traffic()
+
+    def deny(path: str, client: str = "sleep") -> None:
+        denial = Denial("ns[a]-policy[b]-rule[0]", "GET", path)
+        add(traffic, key(client)._replace(denial=denial), 1, NOON)
+
+    for number in range(MAX_PATHS + 5):
+        deny(f"/{number}")
+    deny("/0")
+    deny("/a", "other")
+
+    counts = {key.denial.path: edge.day(NOON) for key, edge in traffic.edges() if key.client.name == "sleep"}
+    assert counts == {"/0": 2, **{f"/{number}": 1 for number in range(1, MAX_PATHS)}, "*": 5}
+    assert len(traffic) == MAX_PATHS + 2
+    assert traffic.totals == {("shop", "false"): MAX_PATHS + 7}
+
+    traffic.expire(NOON + RETENTION + 1)
+    deny("/new")
+    assert {key.denial.path for key, _ in traffic.edges()} == {"/new"}

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests.policy.world import HTTP, TCP, pod, service
 from xds.codec import message_class
+from xds.mesh.envoy import access_logs
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import DestinationRule, Meta, Ref
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.mesh.observe import report_reader as reports
-from xds.mesh.observe.edges import Traffic
+from xds.mesh.observe.edges import Client, Denial, Traffic
 from xds.mesh.observe.report_reader import (
     ACCESS_LOGS,
     LOAD_REPORT,
@@ -36,8 +37,8 @@ END, CONNECTED, PERIODIC, TCP_END = 6, 1, 2, 3
 
 class World:
     def __init__(self, mesh: Mesh = MESH) -> None:
-        self.mesh, self.traffic, self.deleted = mesh, Traffic(), DeletedPods()
-        self.reader = ReportReader(self.traffic, self.deleted)
+        self.mesh, self.traffic, self.denials, self.deleted = mesh, Traffic(), Traffic(), DeletedPods()
+        self.reader = ReportReader(self.traffic, self.denials, self.deleted)
 
     def load(self, *clusters: tuple[str, str, int, int], pod=SLEEP) -> None:
         """Report (cluster, sub-zone, requests, failed)."""
@@ -227,3 +228,147 @@ def test_garbage_raises_nothing(data):
         if (message := world.reader.parse(name, data)) is not None:
             read(MESH, SLEEP, message, now=NOON)
     assert not world.edges()
+
+
+# --- denied requests ----------------------------------------------------------------------------------------
+
+ME = "spiffe://cluster.local/ns/full/sa/sleep"
+SLEEPER, ADDRESS = Client("full", "sleep"), Client("", "192.0.2.1")
+RULE = "ns[full]-policy[info.v1]-rule[12]"
+DETAILS = f"rbac_access_denied_matched_policy[{RULE}]"
+NONE = "rbac_access_denied_matched_policy[none]"
+
+
+def denied(world: World, *names: str, kind: int = END, peer: str = "192.0.2.1", **tags: str) -> None:
+    """Report an entry of the log `denied`. Tags with two underscores are metadata of the HTTP filters."""
+    message: Any = message_class(ACCESS_LOGS)()
+    common = message.tcp_logs.log_entry.add().common_properties
+    common.downstream_remote_address.socket_address.address = peer
+    common.downstream_local_address.socket_address.port_value = 8080
+    common.access_log_type = kind
+    for name in names:
+        common.tls_properties.peer_certificate_properties.subject_alt_name.add().uri = name
+    common.custom_tags[access_logs.LOG_TAG] = access_logs.DENIED
+    for tag, value in tags.items():
+        if "engine" in tag or "effective" in tag:
+            common.metadata.filter_metadata[access_logs.HTTP_RBAC].fields[tag].string_value = value
+        else:
+            common.custom_tags[tag] = value
+    world.reader.read_access_logs(world.mesh, HTTPBIN, message, now=NOON)
+
+
+def only_denial(world: World) -> tuple[str, Client, Denial | None, int]:
+    [(key, edge)] = world.denials.edges()
+    assert (key.target.name, key.target.port) == ("httpbin", 80)
+    assert not world.edges()
+    return key.mode.value, key.client, key.denial, edge.day(NOON)
+
+
+GET = {"details": DETAILS, "method": "GET"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "denial"),
+    [
+        (GET | {"path": "/"}, Denial(RULE, "GET", "/")),
+        (GET | {"path": "/a/b"}, Denial(RULE, "GET", "/a/b")),
+        (GET | {"path": "/a/b/"}, Denial(RULE, "GET", "/a/b/*")),
+        (GET | {"path": "/a/b/c/d"}, Denial(RULE, "GET", "/a/b/*")),
+        (GET | {"path": "/a?token=/b/c"}, Denial(RULE, "GET", "/a")),
+        (GET | {"path": "/" + "a" * 70}, Denial(RULE, "GET", "/" + "a" * 63 + "*")),
+        (GET | {"path": "/a\x1b[31m"}, Denial(RULE, "GET", "*")),
+        (GET | {"path": "example.com:443"}, Denial(RULE, "GET", "*")),
+        (GET | {"path": ""}, Denial(RULE, "GET", "*")),
+        ({"details": NONE, "method": "g\n", "path": "/a"}, Denial("", "*", "/a")),
+        ({"details": DETAILS}, Denial(RULE)),
+        ({"details": NONE, "path": "/a"}, Denial("")),
+        ({"details": "rbac_access_denied_matched_policy[too-many-values]"}, Denial("too-many-values")),
+        # What dry-run policies deny: the DENY rules first. Enforced rules come before all others.
+        ({"deny_shadow_engine_result": "denied"}, Denial("", dry_run=True)),
+        (
+            {
+                "allow_shadow_engine_result": "denied",
+                "deny_shadow_engine_result": "denied",
+                "deny_shadow_effective_policy_id": RULE,
+                "details": "via_upstream",
+            },
+            Denial(RULE, dry_run=True),
+        ),
+        (
+            {
+                "allow_shadow_engine_result": "denied",
+                "deny_shadow_engine_result": "allowed",
+                "deny_shadow_effective_policy_id": RULE,
+            },
+            Denial("", dry_run=True),
+        ),
+        ({"details": NONE, "deny_shadow_engine_result": "denied"}, Denial("")),
+    ],
+)
+def test_denial_has_its_rule_and_request(tags, denial):
+    world = World()
+    denied(world, ME, **tags)
+    assert only_denial(world) == ("mtls", SLEEPER, denial, 1)
+    assert world.reader.ignored == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "mode", "client"),
+    [
+        ((ME,), "mtls", SLEEPER),
+        (("https://example.com", ME), "mtls", SLEEPER),
+        ((), "plaintext", ADDRESS),
+        (("spiffe://elsewhere/ns/full/sa/sleep",), "plaintext", ADDRESS),
+        ((ME + "/x",), "plaintext", ADDRESS),
+        ((ME + "x" * 253,), "plaintext", ADDRESS),
+        ((ME + "\n",), "plaintext", ADDRESS),
+    ],
+)
+def test_denied_client_is_the_one_that_mutual_tls_authenticated(names, mode, client):
+    world = World()
+    denied(world, *names, details=DETAILS)
+    assert only_denial(world) == (mode, client, Denial(RULE), 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [(END, 1), (TCP_END, 1), (0, 1), (CONNECTED, 0), (PERIODIC, 0), (5, 0)]
+)
+def test_denied_connection_is_counted_when_it_ends(kind, count):
+    world = World()
+    denied(world, ME, kind=kind, details=DETAILS)
+    assert only_denial(world)[-1] == count
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"details": "via_upstream"},
+        {"details": "rbac_access_denied_matched_policy[]"},
+        {"details": "rbac_access_denied_matched_policy[ns[a]-policy[b c]-rule[0]]"},
+        {"details": f"rbac_access_denied_matched_policy[ns[{'a' * 254}]-policy[b]-rule[0]]"},
+        {"enforced_engine_result": "denied"},
+        {"deny_shadow_engine_result": "allowed"},
+        {"details": DETAILS, "peer": "nowhere"},
+    ],
+)
+def test_denials_that_make_no_sense_are_counted(tags):
+    world = World()
+    denied(world, **tags)
+    assert (not world.denials, world.reader.ignored) == (True, 1)
+
+
+def test_denied_plaintext_request_is_no_plaintext_traffic():
+    """STRICT would not stop it: it is denied already."""
+    world = World()
+    message: Any = message_class(ACCESS_LOGS)()
+    for result in ("denied", "allowed"):
+        common = message.tcp_logs.log_entry.add().common_properties
+        common.downstream_remote_address.socket_address.address = LEGACY.address
+        common.downstream_local_address.socket_address.port_value = 8080
+        fields = common.metadata.filter_metadata[access_logs.HTTP_RBAC].fields
+        fields["enforced_engine_result"].string_value = result
+    world.reader.read_access_logs(MESH, HTTPBIN, message, now=NOON)
+
+    assert world.edges() == {("sleep.legacy", "httpbin.full:80", "plaintext", 1)}
+    assert not world.denials

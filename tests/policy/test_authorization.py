@@ -27,6 +27,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import AuthorizationPolicy, MeshConfig, Pod
 from xds.mesh.parse import parse
 from xds.mesh.policy.authorization import (
+    MAX_VALUES,
     Access,
     NamedRule,
     Request,
@@ -673,6 +674,29 @@ def test_connections_that_are_not_http(policies, allowed, denied):
         for request in requests:
             bare = replace(request, host=None, method=None, path=None, headers=None)
             assert decide(MeshConfig(), found, bare).access is access, bare
+
+
+MANY = authorization_policy("bar", operation(paths=[f"/{number}" for number in range(MAX_VALUES // 2)]))
+PROPOSED = {
+    "one policy": ([allow(dry_run=True)], [allow()]),
+    "one of each": ([allow(), deny(name="two", dry_run=True)], [allow(), deny(name="two")]),
+    "one of two": ([allow(), allow(name="two", dry_run=True)], [allow(), allow(name="two")]),
+    "beside an audit": ([deny(dry_run=True), allow(name="two", action="AUDIT")], [deny()]),
+    "no policy": ([allow(), deny(name="two")], None),
+    "elsewhere": ([allow(), deny("elsewhere", "two", dry_run=True)], None),
+    "too many values": ([MANY, allow(name="two", dry_run=True)], None),
+}
+
+
+@pytest.mark.parametrize("is_http", [True, False])
+@pytest.mark.parametrize(("policies", "proposed"), PROPOSED.values(), ids=PROPOSED)
+def test_policies_are_tried_together_with_those_that_are_enforced(policies, proposed, is_http):
+    enforced = [policy for policy in policies if "annotations" not in policy["metadata"]]
+    found = rules_for(policies, http=is_http, to=pod("p", "bar"))
+    expected = proposed and rules_for(proposed, http=is_http, to=pod("p", "bar"))._replace(policies=())
+    assert found.proposed == expected
+    bare = found._replace(proposed=None, digest=0)
+    assert bare == rules_for(enforced, http=is_http, to=pod("p", "bar"))._replace(digest=0)
 
 
 UNENFORCEABLE = {

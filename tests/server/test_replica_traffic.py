@@ -28,8 +28,9 @@ from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.server_tls import ServerCertificate, Trust, service_names
 from xds.mesh.kube.peers import Peers
-from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, TrafficMode
+from xds.mesh.observe.edges import Client, Denial, Edge, EdgeKey, Reporter, Target, TrafficMode
 from xds.mesh.observe.merged import Missing
+from xds.mesh.observe.replica_codec import decode_edge, encode_edge
 from xds.mesh.v1 import replicas_pb2, traffic_pb2
 from xds.server import XdsServer
 
@@ -158,6 +159,37 @@ async def test_all_replicas_show_the_same_traffic_once() -> None:
         for replica in (a, b):
             await replica.shows(sleep=7, curl=7)
         assert len(a.traffic.reports.traffic) == 1, "metrics show what this replica's sidecars reported"
+
+
+async def test_all_replicas_show_the_same_denials() -> None:
+    """Older replicas know none, and must not take them for traffic."""
+    key = EdgeKey(Client("full", "sleep"), WEB, TrafficMode.PLAINTEXT, Denial("", "GET", "/a", dry_run=True))
+    addresses: dict[str, str] = {}
+    async with running("a", addresses) as a:
+        async with running("b", addresses) as b:
+            for number, replica in enumerate((a, b), 1):
+                replica.traffic.reports.denials.add(
+                    key, Reporter.SERVER, ("full", "sleep-1"), requests=number, now=time.time()
+                )
+            for replica in (a, b):
+                await eventually(lambda replica=replica: denials(replica) == {key: 3}, timeout=WITHIN)
+                assert replica.seen() == {}
+            (message,) = [edge async for edge in _first_update(b) if edge.denials]
+            assert (len(message.denials), len(message.edges)) == (1, 0)
+        del addresses["b"]
+        async with running("c", addresses) as c:
+            await eventually(lambda: denials(c) == {key: 3}, timeout=WITHIN)
+
+
+def denials(replica: Replica) -> dict[EdgeKey, int]:
+    return {key: edge.day(time.time()) for key, edge in replica.service.denials.edges()}
+
+
+async def _first_update(replica: Replica) -> AsyncIterator[replicas_pb2.ReplicaTraffic]:
+    async for message in ReplicasService(replica.traffic, admit=None)._messages():  # type: ignore[arg-type]
+        yield message
+        if message.complete:
+            return
 
 
 async def test_history_of_a_stopped_replica_reaches_later_ones() -> None:
@@ -362,3 +394,19 @@ def test_sidecar_that_was_disconnected_for_long_is_remembered() -> None:
     connected.add(("shop", "web"))
     traffic.track_absences(90.0)
     assert traffic.returned == {("shop", "web"): 90.0}
+
+
+@pytest.mark.parametrize(
+    "denial",
+    [{"path": "/\n"}, {"path": "/" * 551}, {"method": "G\n"}, {"method": "G" * 261}, {"rule": "\x1b"}],
+)
+def test_malformed_denial_is_dropped(denial) -> None:
+    key, edge = (
+        EdgeKey(Client("full", "sleep"), WEB, TrafficMode.MTLS, Denial("", "GET", "/")),
+        Edge(("a", "b"), 0),
+    )
+    message = encode_edge("b", key, edge, 0)
+    assert decode_edge(message, 0, 0)[1] == key
+    message.edge.denial.MergeFrom(traffic_pb2.Denial(**denial))
+    with pytest.raises(ValueError, match="characters"):
+        decode_edge(message, 0, 0)

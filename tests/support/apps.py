@@ -24,7 +24,8 @@ PIECES_PER_SECOND = 10
 class EchoApp:
     """Answers every path with JSON like httpbin's /headers, and its own name: `headers`, `pod`, `protocol`...
 
-    `/slow?seconds=N` sends a response of N * PIECES_PER_SECOND lines over N seconds.
+    `/slow?seconds=N` sends a response of N * PIECES_PER_SECOND lines over N seconds. Over HTTP/1.1,
+    `/forbidden` has status 403.
     """
 
     def __init__(self, name: str, port: int, *, place: Place = HERE, address: str = "0.0.0.0") -> None:
@@ -47,7 +48,8 @@ class EchoApp:
         await self._server.wait_closed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "application/json"})
+        status = 403 if request.path == "/forbidden" else 200
+        response = web.StreamResponse(status=status, headers={"content-type": "application/json"})
         await response.prepare(request)
         peer = request.transport.get_extra_info("peername") if request.transport else None
         async for some in self.body(request.path_qs, dict(_joined(request)), "HTTP/1.1", peer):

@@ -24,12 +24,14 @@ from xds.mesh.v1 import traffic_pb2 as pb
 EXAMPLES = """
 xds observe
 xds observe --namespace shop --plaintext
+xds observe --denied
 xds observe --watch
 xds observe -o json
 """
 
 _TITLES = ("CLIENT", "SERVICE", "MODE", "REQ/MIN", "LAST SEEN")
 _WIDE_TITLES = (*_TITLES[:-1], "REQ/HOUR", "REQ/DAY", "FAILED/HOUR", "FIRST SEEN", "LAST SEEN")
+_DENIED_TITLES = ("CLIENT", "SERVICE", "MODE", "RESULT", "REQUEST", "REQ/DAY", "DENIED BY", "LAST SEEN")
 _STYLES = {
     pb.TrafficEdge.MTLS: "green",
     pb.TrafficEdge.TLS: "green",
@@ -48,6 +50,12 @@ def observe(
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Print only plaintext and refused traffic.")
     ] = False,
+    denied: Annotated[
+        bool,
+        typer.Option(
+            "--denied", help="Print what AuthorizationPolicies deny, or would deny, and which rule."
+        ),
+    ] = False,
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
     ] = False,
@@ -61,29 +69,33 @@ def observe(
     means that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s
     to arrive, in a large mesh up to 80 s.
 
+    With --denied, print requests that AuthorizationPolicies deny: a row per client, service, mode, rule,
+    method and start of the path. Policies with the annotation istio.io/dry-run deny nothing: their rows are
+    "would be denied".
+
     Exit status: 0 printed, 1 observation is disabled, 2 wrong usage, 3 the control plane cannot be reached.
     """
-    request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext)
+    request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext, denied_only=denied)
+    table = (_DeniedTable if denied else _TrafficTable)(wide=output is WideFormat.WIDE)
     with connection.open() as client:
         if watch:
             with suppress(KeyboardInterrupt):
-                _follow(client.watch_traffic(request), output)
+                _follow(client.watch_traffic(request), table, output)
             return
         response = client.list_traffic(request)
     _require_enabled(response)
     if not output.is_table:
         print_document(response, output)
         return
-    table = _TrafficTable(wide=output is WideFormat.WIDE)
     table.add_changes(response)
     if not response.edges:
         kind = "plaintext or refused traffic" if plaintext else "traffic"
+        kind = f"denied {kind}" if denied else kind
         typer.echo(f"no {kind} was reported in the last {_observed_for(response)}")
     _print_notes(response)
 
 
-def _follow(responses: Iterable[pb.ListTrafficResponse], output: WideFormat) -> None:
-    table = _TrafficTable(wide=output is WideFormat.WIDE)
+def _follow(responses: Iterable[pb.ListTrafficResponse], table: _TrafficTable, output: WideFormat) -> None:
     for response in responses:
         _require_enabled(response)
         if output.is_table:
@@ -95,9 +107,12 @@ def _follow(responses: Iterable[pb.ListTrafficResponse], output: WideFormat) -> 
 class _TrafficTable:
     """A table with a row per edge. Rows of changed edges are printed again."""
 
+    titles: tuple[str, ...] = _TITLES
+    wide_titles: tuple[str, ...] = _WIDE_TITLES
+
     def __init__(self, *, wide: bool) -> None:
         self._wide = wide
-        self._table = Table(*(_WIDE_TITLES if wide else _TITLES))
+        self._table = Table(*(self.wide_titles if wide else self.titles))
         self._printed: dict[tuple[str, ...], bytes] = {}
 
     def add_changes(self, response: pb.ListTrafficResponse) -> None:
@@ -105,7 +120,7 @@ class _TrafficTable:
         previous, self._printed = self._printed, {}
         has_rows = False
         for edge in response.edges:
-            key = (edge.client_namespace, edge.client, _service(edge), str(edge.mode))
+            key = (edge.client_namespace, edge.client, _service(edge), str(edge.mode), str(edge.denial))
             last_seen = edge.last_seen.SerializeToString()
             self._printed[key] = last_seen
             if previous.get(key) != last_seen:
@@ -116,9 +131,7 @@ class _TrafficTable:
 
     def _row(self, edge: pb.TrafficEdge, now: Timestamp) -> Iterator[str | Text]:
         """Yield the cells of an edge's row."""
-        yield printable(f"{edge.client_namespace}/{edge.client}".lstrip("/"))
-        yield printable(_service(edge))
-        yield Text(pb.TrafficEdge.Mode.Name(edge.mode).lower(), _STYLES.get(edge.mode, ""))
+        yield from _first_cells(edge)
         yield format_rate(edge.requests_per_minute)
         if self._wide:
             yield str(sum(edge.minutes))
@@ -126,6 +139,30 @@ class _TrafficTable:
             yield str(edge.failed_per_hour)
             yield f"{since(edge.first_seen.ToDatetime(), now)} ago"
         yield f"{since(edge.last_seen.ToDatetime(), now)} ago"
+
+
+class _DeniedTable(_TrafficTable):
+    """A table with a row per edge of denied requests."""
+
+    titles = _DENIED_TITLES
+    wide_titles = (*_DENIED_TITLES[:-1], "FIRST SEEN", "LAST SEEN")
+
+    def _row(self, edge: pb.TrafficEdge, now: Timestamp) -> Iterator[str | Text]:
+        denial = edge.denial
+        yield from _first_cells(edge)
+        yield Text("would be denied", "yellow") if denial.dry_run else Text("denied", "red")
+        yield printable(f"{denial.method} {denial.path}".strip()) or "-"
+        yield str(edge.requests_per_day)
+        yield printable(denial.rule) or "no ALLOW rule matches"
+        if self._wide:
+            yield f"{since(edge.first_seen.ToDatetime(), now)} ago"
+        yield f"{since(edge.last_seen.ToDatetime(), now)} ago"
+
+
+def _first_cells(edge: pb.TrafficEdge) -> Iterator[str | Text]:
+    yield printable(f"{edge.client_namespace}/{edge.client}".lstrip("/"))
+    yield printable(_service(edge))
+    yield Text(pb.TrafficEdge.Mode.Name(edge.mode).lower(), _STYLES.get(edge.mode, ""))
 
 
 def _service(edge: pb.TrafficEdge) -> str:

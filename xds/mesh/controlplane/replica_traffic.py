@@ -25,6 +25,7 @@ from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.objects import PodKey, printable
+from xds.mesh.observe.edges import MAX_DENIALS
 from xds.mesh.observe.merged import MAX_REPLICAS, MergedTraffic, Missing, PeerTraffic
 from xds.mesh.observe.replica_codec import decode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
@@ -104,6 +105,8 @@ class ReplicaTraffic:
     """Returns the pods whose sidecars are connected to this replica."""
     peers: PeerTraffic = field(default_factory=PeerTraffic)
     """The edges of other replicas."""
+    peer_denials: PeerTraffic = field(default_factory=lambda: PeerTraffic(MAX_DENIALS))
+    """The edges of denied requests of other replicas."""
     _peers: dict[str, _Peer] = field(default_factory=dict)
     _since: float = inf
     """Since when replicas that have stopped observed, as a Unix time in seconds."""
@@ -134,6 +137,11 @@ class ReplicaTraffic:
         """The edges of all replicas."""
         return MergedTraffic(self.reports.traffic, self.peers)
 
+    @property
+    def denials(self) -> MergedTraffic:
+        """The edges of denied requests of all replicas."""
+        return MergedTraffic(self.reports.denials, self.peer_denials)
+
     # --- what is known --------------------------------------------------------------------------------------
 
     @property
@@ -144,7 +152,8 @@ class ReplicaTraffic:
     @property
     def own_dropped(self) -> int:
         """Number of reports and edges that this replica and stopped ones left out."""
-        return self.reports.dropped_total() + self.peers.evicted + self._dropped
+        evicted = self.peers.evicted + self.peer_denials.evicted
+        return self.reports.dropped_total() + evicted + self._dropped
 
     @property
     def since(self) -> float:
@@ -221,7 +230,7 @@ class ReplicaTraffic:
     def _update(self, access: ReplicaAccess, tasks: asyncio.TaskGroup) -> None:
         """Follow the replicas that are running now."""
         addresses = access.addresses()
-        self.peers.live = addresses.keys()
+        self.peers.live = self.peer_denials.live = addresses.keys()
         for name in self._peers.keys() - addresses.keys():
             self._forget(name)
         for name, address in addresses.items():
@@ -309,7 +318,7 @@ class ReplicaTraffic:
         if message.replica != name:
             raise _PeerError(f"another replica answers at its address {peer.address}")
         sent_at = message.time.ToMilliseconds() / 1000
-        for edge_message in message.edges:
+        for edge_message in (*message.edges, *message.denials):
             try:
                 replica, key, edge = decode_edge(edge_message, sent_at, now)
             except ValueError as error:
@@ -317,7 +326,8 @@ class ReplicaTraffic:
                 self._log_malformed(str(error), replica=name)
                 continue
             if replica != self.name:
-                self.peers.put(replica, key, edge, is_copy=replica != name, now=now)
+                peers = self.peer_denials if key.denial else self.peers
+                peers.put(replica, key, edge, is_copy=replica != name, now=now)
             await checkpoint()
 
         def local(at: Timestamp) -> float:

@@ -17,8 +17,8 @@ from xds.checkpoint import Checkpoint
 from xds.introspect.guard import Admit, GuardedServer
 from xds.mesh.controlplane.replica_traffic import SERVICE, ReplicaTraffic
 from xds.mesh.model.objects import PodKey
-from xds.mesh.observe.edges import Edge, EdgeKey
-from xds.mesh.observe.merged import MAX_REPLICAS
+from xds.mesh.observe.edges import Edge, EdgeKey, Traffic
+from xds.mesh.observe.merged import MAX_REPLICAS, PeerTraffic
 from xds.mesh.observe.replica_codec import encode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
 from xds.server import DiscoveryService
@@ -66,12 +66,17 @@ class ReplicasService:
 
     async def _messages(self) -> AsyncIterator[pb.ReplicaTraffic]:
         """Yield the messages of a stream."""
-        version, sent_replicas = 0, set[str]()
+        parts = (
+            (self._traffic.reports.traffic, self._traffic.peers),
+            (self._traffic.reports.denials, self._traffic.peer_denials),
+        )
+        sent = [(0, set[str]())] * len(parts)
         sidecars: frozenset[PodKey] | None = None
         while True:
-            edges = list(self._edges(version, sent_replicas))
-            version = self._traffic.reports.traffic.version
-            sent_replicas = set(self._traffic.peers.stopped)
+            edges = [
+                edge for part, state in zip(parts, sent, strict=True) for edge in self._edges(*part, *state)
+            ]
+            sent = [(own.version, set(peers.stopped)) for own, peers in parts]
             remaining = iter(edges)
             while chunk := list(islice(remaining, EDGES_PER_MESSAGE)):
                 yield await self._message(chunk)
@@ -84,12 +89,14 @@ class ReplicasService:
             yield last
             await asyncio.sleep(UPDATE_INTERVAL)
 
-    def _edges(self, version: int, sent_replicas: set[str]) -> Iterator[tuple[str, EdgeKey, Edge]]:
+    def _edges(
+        self, own: Traffic, peers: PeerTraffic, version: int, sent_replicas: set[str]
+    ) -> Iterator[tuple[str, EdgeKey, Edge]]:
         """Yield own edges that have changed since a version, and those of further replicas that stopped."""
-        for replica in self._traffic.peers.stopped:
+        for replica in peers.stopped:
             if replica not in sent_replicas:
-                yield from ((replica, key, edge) for key, edge in self._traffic.peers.of(replica))
-        for key, edge in self._traffic.reports.traffic.changes(version):
+                yield from ((replica, key, edge) for key, edge in peers.of(replica))
+        for key, edge in own.changes(version):
             yield self._traffic.name, key, edge
 
     async def _message(
@@ -104,6 +111,8 @@ class ReplicasService:
             message.last_dropped.FromMilliseconds(round(last_dropped * 1000))
         message.since.FromMilliseconds(round(self._traffic.own_since * 1000))
         for replica, key, edge in edges:
-            message.edges.append(encode_edge(replica, key, edge, now))
+            # An older replica ignores denials, and would take them for traffic among the edges.
+            field = message.denials if key.denial else message.edges
+            field.append(encode_edge(replica, key, edge, now))
             await checkpoint()
         return message

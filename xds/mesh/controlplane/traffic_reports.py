@@ -23,7 +23,7 @@ from xds.mesh.envoy.names import NodeId
 from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, PodKey
-from xds.mesh.observe.edges import Traffic
+from xds.mesh.observe.edges import MAX_DENIALS, MAX_DENIALS_PER_REPORTER, Traffic
 from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT, ReportReader
 from xds.protocol.limits import Budgets, Limits, Reservation
 from xds.server import DiscoveryService, Refused, StreamInfo
@@ -41,7 +41,7 @@ SERVICES_PER_INTERVAL = 500
 REPORTS_PER_SECOND = 30
 """Number of load reports per second above which the interval grows with the number of sidecars."""
 MAX_STREAMS = 64
-"""Maximum number of streams of one sidecar. Envoy has one, and another for each of its worker threads."""
+"""Maximum number of streams of one sidecar. Envoy has one, and up to two for each of its worker threads."""
 MAX_INCOMPLETE = 10_000
 """Maximum number of namespaces in `incomplete`; beyond it, the gap counts for all namespaces."""
 MAX_LOGGED = 1_000
@@ -62,7 +62,9 @@ class TrafficReports:
     def __init__(self, controller: Controller) -> None:
         self.traffic = Traffic()
         """The observed edges."""
-        self.reader = ReportReader(self.traffic, controller.connections.deleted_pods)
+        self.denials = Traffic(MAX_DENIALS, MAX_DENIALS_PER_REPORTER)
+        """Edges of denied requests."""
+        self.reader = ReportReader(self.traffic, self.denials, controller.connections.deleted_pods)
         self.received: Counter[str] = Counter({LOAD_SERVICE: 0, LOG_SERVICE: 0})
         """Number of reports that were read, by service."""
         self.dropped: Counter[str] = Counter(
@@ -106,7 +108,8 @@ class TrafficReports:
 
     def dropped_total(self) -> int:
         """Return the number of reports, entries and edges that were left out."""
-        return self.dropped.total() + self._omitted + self.traffic.evicted
+        denials = self.denials.excess + self.denials.evicted
+        return self.dropped.total() + self._omitted + self.traffic.evicted + denials
 
     def _note_evictions(self, now: float) -> None:
         """Update `last_dropped` at a Unix time, after a report was read."""

@@ -45,6 +45,8 @@ class TrafficService:
         self._replicas = replicas
         self.traffic: Edges = replicas.merged
         """The observed traffic of all replicas."""
+        self.denials: Edges = replicas.denials
+        """The denied requests of all replicas."""
 
     @property
     def connected(self) -> frozenset[PodKey]:
@@ -83,7 +85,7 @@ class TrafficService:
             returned=self._replicas.returned,
             root_namespace=self._controller.mesh.config.root_namespace,
             seen=[
-                SeenTraffic(*key, edge.first_seen, edge.last_seen, edge.by_server)
+                SeenTraffic(*key[:3], edge.first_seen, edge.last_seen, edge.by_server)
                 for key, edge in self.traffic.unencrypted(now - seconds)
             ],
         )
@@ -104,23 +106,27 @@ class TrafficService:
         async def watch(
             request: pb.ListTrafficRequest, _: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.ListTrafficResponse]:
-            state = None
+            state, traffic = None, self._asked_for(request)
             while True:
-                if state != (state := (self.traffic.version, self._missing())):
+                if state != (state := (traffic.version, self._missing())):
                     yield await self._response(request)
                 await asyncio.sleep(WATCH_INTERVAL)
 
         server.add_service(SERVICE, List=list_, Watch=watch)
 
+    def _asked_for(self, request: pb.ListTrafficRequest) -> Edges:
+        return self.denials if request.denied_only else self.traffic
+
     async def _response(self, request: pb.ListTrafficRequest) -> pb.ListTrafficResponse:
         checkpoint, now = Checkpoint(), time.time()
-        self.traffic.expire(now)
+        traffic = self._asked_for(request)
+        traffic.expire(now)
         edges = [
             (key, edge)
-            for key, edge in self.traffic.edges(request.namespace)
+            for key, edge in traffic.edges(request.namespace)
             if key.mode in UNENCRYPTED or not request.plaintext_only
         ]
-        edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode))
+        edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode, item[0].denial or ()))
         response = self.summary(now)
         for key, edge in edges:
             response.edges.append(_edge(key, edge, now))

@@ -1,20 +1,37 @@
-"""Access logs that sidecars send to the control plane: what they receive in plaintext, and what they refuse.
+"""Access logs that sidecars send to the control plane: what they receive in plaintext, refuse and deny.
 
-Only the filter chains for plaintext have a log of their own, so mutual TLS costs nothing. Envoy buffers the
-entries, and drops them while the control plane does not read.
+Only the filter chains for plaintext log all requests. The others log what AuthorizationPolicies deny, or
+would deny without `istio.io/dry-run`, so mutual TLS that they allow sends nothing. Envoy buffers the entries,
+and drops them while the control plane does not read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import lru_cache
 
-from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog, AccessLogFilter, ResponseFlagFilter
+from envoy_data_plane.envoy.config.accesslog.v3 import (
+    AccessLog,
+    AccessLogFilter,
+    ExtensionFilter,
+    MetadataFilter,
+    OrFilter,
+    ResponseFlagFilter,
+)
 from envoy_data_plane.envoy.config.core.v3 import ApiVersion, GrpcService, GrpcServiceEnvoyGrpc
+from envoy_data_plane.envoy.extensions.access_loggers.filters.cel.v3 import ExpressionFilter
 from envoy_data_plane.envoy.extensions.access_loggers.grpc.v3 import (
     CommonGrpcAccessLogConfig,
     TcpGrpcAccessLogConfig,
 )
+from envoy_data_plane.envoy.type.matcher.v3 import (
+    MetadataMatcher,
+    MetadataMatcherPathSegment,
+    StringMatcher,
+    ValueMatcher,
+)
+from envoy_data_plane.envoy.type.tracing.v3 import CustomTag
 
 from xds.codec import pack
 from xds.mesh.envoy.names import CONTROL_PLANE
@@ -29,6 +46,30 @@ _NO_CHAIN = "NR"
 """Response flag of a connection that matches no filter chain: plaintext to a port that requires mTLS."""
 
 
+HTTP_RBAC = "envoy.filters.http.rbac"
+NETWORK_RBAC = "envoy.filters.network.rbac"
+"""Namespaces of the metadata that RBAC filters set."""
+ENFORCED = "enforced_"
+"""Prefix of the metadata of the rules that are enforced. Network filters set none."""
+SHADOW_DENY, SHADOW_ALLOW = "deny_shadow_", "allow_shadow_"
+"""Prefixes of the metadata of the rules that would be enforced without `istio.io/dry-run`."""
+RESULT, RULE = "engine_result", "effective_policy_id"
+"""Keys of the metadata, after a prefix: whether the rules deny, and the name of the rule that matched."""
+DENIED = "denied"
+"""Value of RESULT, and name of the log."""
+LOG_TAG, METHOD_TAG, PATH_TAG, DETAILS_TAG = "log", "method", "path", "details"
+"""Tags of an entry of the log `denied`: the name of the log, the method, the start of the path without the
+query, and why Envoy ended the request or connection."""
+MAX_PATH = 128
+"""Number of characters of a path that are reported."""
+_TAGS = {
+    LOG_TAG: DENIED,
+    METHOD_TAG: "%REQ(:METHOD):32%",
+    PATH_TAG: f"%PATH(NQ):{MAX_PATH}%",
+    DETAILS_TAG: "%RESPONSE_CODE_DETAILS%%CONNECTION_TERMINATION_DETAILS%",
+}
+
+
 @lru_cache(maxsize=1)
 def reported() -> AccessLog:
     """Return the access log that the control plane receives.
@@ -36,24 +77,53 @@ def reported() -> AccessLog:
     It has the same name everywhere, so each worker thread of Envoy has one stream for it. Entries have no
     HTTP headers or paths, not even those of HTTP requests.
     """
-    common = CommonGrpcAccessLogConfig(
-        log_name="inbound",
-        transport_api_version=ApiVersion.V3,
-        grpc_service=GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CONTROL_PLANE)),
-        buffer_flush_interval=FLUSH_INTERVAL,
-        buffer_size_bytes=BUFFER_BYTES,
-    )
-    return AccessLog(
-        name="envoy.access_loggers.tcp_grpc", typed_config=pack(TcpGrpcAccessLogConfig(common_config=common))
-    )
+    return _log("inbound")
 
 
 @lru_cache(maxsize=1)
 def refused() -> AccessLog:
     """Return the listener's access log of connections that match no filter chain."""
-    log = reported()
+    return _log("inbound", AccessLogFilter(response_flag_filter=ResponseFlagFilter(flags=[_NO_CHAIN])))
+
+
+@lru_cache(maxsize=2)
+def denied(*, http: bool) -> AccessLog:
+    """Return the access log of what AuthorizationPolicies deny, or would deny without `istio.io/dry-run`.
+
+    Only RBAC filters set what its filter looks for, so responses 403 of applications are not in it.
+    """
+    namespace = HTTP_RBAC if http else NETWORK_RBAC
+    prefixes = (SHADOW_DENY, SHADOW_ALLOW)
+    filters = [_is_denied(namespace, prefix) for prefix in ((ENFORCED, *prefixes) if http else prefixes)]
+    if not http:
+        expression = 'connection.termination_details.startsWith("rbac_access_denied")'
+        config = pack(ExpressionFilter(expression=expression))
+        name = "envoy.access_loggers.extension_filters.cel"
+        filters.append(AccessLogFilter(extension_filter=ExtensionFilter(name=name, typed_config=config)))
+    tags = [CustomTag(tag=tag, value=value) for tag, value in _TAGS.items()]
+    return _log(DENIED, AccessLogFilter(or_filter=OrFilter(filters=filters)), tags)
+
+
+def _is_denied(namespace: str, prefix: str) -> AccessLogFilter:
+    matcher = MetadataMatcher(
+        filter=namespace,
+        path=[MetadataMatcherPathSegment(key=prefix + RESULT)],
+        value=ValueMatcher(string_match=StringMatcher(exact=DENIED)),
+    )
+    return AccessLogFilter(metadata_filter=MetadataFilter(matcher=matcher, match_if_key_not_found=False))
+
+
+def _log(name: str, condition: AccessLogFilter | None = None, tags: Iterable[CustomTag] = ()) -> AccessLog:
+    common = CommonGrpcAccessLogConfig(
+        log_name=name,
+        transport_api_version=ApiVersion.V3,
+        grpc_service=GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CONTROL_PLANE)),
+        buffer_flush_interval=FLUSH_INTERVAL,
+        buffer_size_bytes=BUFFER_BYTES,
+        custom_tags=list(tags),
+    )
     return AccessLog(
-        name=log.name,
-        typed_config=log.typed_config,
-        filter=AccessLogFilter(response_flag_filter=ResponseFlagFilter(flags=[_NO_CHAIN])),
+        name="envoy.access_loggers.tcp_grpc",
+        typed_config=pack(TcpGrpcAccessLogConfig(common_config=common)),
+        filter=condition,
     )

@@ -1,7 +1,7 @@
 """What a sidecar and its Envoy support, and the TLS settings that it is served.
 
-An Envoy rejects a whole listener or cluster that names a curve it does not know. The control plane therefore
-reads the Envoy's version and TLS library from its node, and leaves out what may not be supported.
+An Envoy rejects a whole listener or cluster with a curve or a field that it does not know. The control plane
+therefore reads the Envoy's version and TLS library from its node, and leaves out what may not be supported.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FIPS_CIPHER_SUITES = (
 
 _MIN_VERSION = (1, 34)
 """First minor version of Envoy with compliance policies. All its BoringSSL builds know X25519MLKEM768."""
+_DENIALS_VERSION = (1, 37)
+"""First minor version of Envoy whose documentation has tags with format strings. Older ones reject a listener
+with them."""
 
 
 class Features(NamedTuple):
@@ -40,6 +43,8 @@ class Features(NamedTuple):
     """Whether its TLS library knows the curve X25519MLKEM768."""
     compliance_policies: bool
     """Whether it applies `compliance_policies`. Older versions ignore them."""
+    denials: bool = False
+    """Whether it can report what AuthorizationPolicies deny."""
     own_key: bool = False
     """Whether `xds proxy` makes its key in the pod and serves its certificate. The control plane does not."""
     pod_certificate: bool = False
@@ -52,7 +57,7 @@ class Features(NamedTuple):
 
 
 NO_FEATURES = Features(post_quantum=False, compliance_policies=False)
-ALL_FEATURES = Features(post_quantum=True, compliance_policies=True)
+ALL_FEATURES = Features(post_quantum=True, compliance_policies=True, denials=True)
 
 
 def features_of(nodes: Iterable[Node]) -> Features:
@@ -83,6 +88,7 @@ def _features(user_agent_version: str, tls_library: str, own_key: bool, pod_cert
     return Features(
         post_quantum=tls_library == "BoringSSL",
         compliance_policies=tls_library in {"BoringSSL", "BoringSSL-FIPS"},
+        denials=version >= _DENIALS_VERSION,
         own_key=own_key,
         pod_certificate=pod_certificate,
     )
@@ -93,6 +99,8 @@ def served_config(config: MeshConfig, features: Features) -> MeshConfig:
     """Return the settings with the TLS settings for an Envoy with these features."""
     if features.own_key:
         config = replace(config, serves_own_certificate=True)
+    if not features.denials:
+        config = replace(config, observe_denials=False)
     if not config.fips:
         return replace(
             config,

@@ -98,6 +98,7 @@ def tcp(
     hash_key: HashKey | None = None,
     *,
     observed: bool = False,
+    reports_denials: bool = False,
 ) -> Filter:
     """Return the filter that proxies TCP to a cluster.
 
@@ -106,6 +107,7 @@ def tcp(
         limits: timeouts of the connections.
         hash_key: key of the cluster's consistent hash.
         observed: whether each connection is reported.
+        reports_denials: whether denied connections are reported.
     """
     proxy = TcpProxy(
         stat_prefix=cluster,
@@ -115,9 +117,12 @@ def tcp(
         hash_policy=connection_hash(hash_key),
     )
     if observed:
-        proxy.access_log = [access_logs.reported()]
+        proxy.access_log.append(access_logs.reported())
+    if reports_denials:
+        proxy.access_log.append(access_logs.denied(http=False))
+    if proxy.access_log:
         proxy.access_log_options = TcpProxyTcpAccessLogOptions(
-            flush_access_log_on_connected=True, access_log_flush_interval=access_logs.PERIODIC_INTERVAL
+            flush_access_log_on_connected=observed, access_log_flush_interval=access_logs.PERIODIC_INTERVAL
         )
     return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
 
@@ -268,6 +273,7 @@ def http_from_peer(
     *,
     guards: Iterable[HttpFilter] = (),
     observed: bool = False,
+    reports_denials: bool = False,
 ) -> Filter:
     """Return the filter for inbound HTTP.
 
@@ -279,6 +285,7 @@ def http_from_peer(
         normalization: how paths are changed.
         guards: HTTP filters that deny requests.
         observed: whether each request is reported.
+        reports_denials: whether denied requests are reported.
     """
     manager = _manager(stat_prefix)
     manager.normalize_path = normalization is not PathNormalization.NONE
@@ -297,9 +304,11 @@ def http_from_peer(
         subject=True, uri=True
     )
     if observed:
-        manager.access_log = [access_logs.reported()]
+        manager.access_log.append(access_logs.reported())
         # Report requests without end before they end.
         manager.access_log_options = HttpConnectionManagerHcmAccessLogOptions(
             access_log_flush_interval=access_logs.PERIODIC_INTERVAL
         )
+    if reports_denials:
+        manager.access_log.append(access_logs.denied(http=True))
     return Filter(name=_HCM, typed_config=pack(manager))

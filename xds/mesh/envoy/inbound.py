@@ -81,9 +81,10 @@ def chains(config: MeshConfig, port: InboundPort, rules: Rules, *, by_port: bool
     detects_protocol = port.protocol is Protocol.AUTO
     guards = rbac.network_filters(config, rules)
     http = _http(config, port) if is_http or detects_protocol else None
-    tcp = filters.tcp(port.cluster)
+    reports_denials = bool(guards) and _reports_denials(config)
+    tcp = filters.tcp(port.cluster, reports_denials=reports_denials)
     plaintext_http = _http(config, port, observed=config.observe) if http else None
-    plaintext_tcp = filters.tcp(port.cluster, observed=config.observe)
+    plaintext_tcp = filters.tcp(port.cluster, observed=config.observe, reports_denials=reports_denials)
 
     def chain(
         name: str,
@@ -136,10 +137,18 @@ def _http(config: MeshConfig, port: InboundPort, *, observed: bool = False) -> F
     host = VirtualHost(
         name=f"inbound|http|{port.number}", domains=["*"], routes=[to_cluster(port.cluster, retries=False)]
     )
-    normalization = config.path_normalization
     return filters.http_from_peer(
-        stat_prefix, host, normalization, guards=rbac.http_filters(), observed=observed
+        stat_prefix,
+        host,
+        config.path_normalization,
+        guards=rbac.http_filters(),
+        observed=observed,
+        reports_denials=_reports_denials(config),
     )
+
+
+def _reports_denials(config: MeshConfig) -> bool:
+    return config.observe and config.observe_denials
 
 
 _LETTERS = {Mode.DISABLE: "D", Mode.PERMISSIVE: "P", Mode.STRICT: "S"}

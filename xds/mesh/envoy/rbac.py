@@ -44,8 +44,11 @@ from xds.mesh.policy.authorization import (
 from xds.resources import Resource, resource
 
 _HTTP_RBAC = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
-_ACTIONS = {"authorization-deny": RbacAction.DENY, "authorization-allow": RbacAction.ALLOW}
-"""Names of the filters, in their order, and their actions."""
+_ACTIONS = {
+    "authorization-deny": (RbacAction.DENY, "deny_"),
+    "authorization-allow": (RbacAction.ALLOW, "allow_"),
+}
+"""Names of the filters, in their order, with their actions and the prefixes of their metadata."""
 
 
 @lru_cache(maxsize=1)
@@ -67,22 +70,45 @@ def http_rules(config: MeshConfig, rules: Rules, sources: tuple[str, ...]) -> tu
     """Return the configuration of the HTTP filters."""
     return tuple(
         resource(
-            TypedExtensionConfig(name=name, typed_config=pack(HttpRbac(rules=_rbac(config, rules, action)))),
+            TypedExtensionConfig(
+                name=name,
+                typed_config=pack(
+                    HttpRbac(
+                        rules=_rbac(config, rules, action),
+                        shadow_rules=_proposed(config, rules, action),
+                        shadow_rules_stat_prefix=prefix if rules.proposed else "",
+                    )
+                ),
+            ),
             sources=sources,
         )
-        for name, action in _ACTIONS.items()
+        for name, (action, prefix) in _ACTIONS.items()
     )
 
 
 @lru_cache(maxsize=4096)
 def network_filters(config: MeshConfig, rules: Rules) -> tuple[Filter, ...]:
     """Return the network filters for connections that are not parsed as HTTP."""
-    found = {name: _rbac(config, rules, action) for name, action in _ACTIONS.items()}
     return tuple(
-        Filter(name=name, typed_config=pack(NetworkRbac(rules=rbac, stat_prefix="tcp.")))
-        for name, rbac in found.items()
-        if rbac is not None  # An empty message is falsy.
+        Filter(
+            name=name,
+            typed_config=pack(
+                NetworkRbac(
+                    rules=rbac,
+                    shadow_rules=proposed,
+                    shadow_rules_stat_prefix=prefix if rules.proposed else "",
+                    stat_prefix="tcp.",
+                )
+            ),
+        )
+        for name, (action, prefix) in _ACTIONS.items()
+        for rbac, proposed in [(_rbac(config, rules, action), _proposed(config, rules, action))]
+        if rbac is not None or proposed is not None  # An empty message is falsy.
     )
+
+
+def _proposed(config: MeshConfig, rules: Rules, action: RbacAction) -> Rbac | None:
+    return _rbac(config, rules.proposed, action) if rules.proposed else None
 
 
 def _rbac(config: MeshConfig, rules: Rules, action: RbacAction) -> Rbac | None:

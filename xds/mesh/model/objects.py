@@ -704,7 +704,7 @@ class MeshConfig:
     mtls_enabled: bool = False
     """Install switch values.global.mtls.enabled: whether mutual TLS is required and sent by default."""
     observe: bool = True
-    """Switch values.xds.observe: whether sidecars report plaintext traffic to the control plane."""
+    """Switch values.xds.observe: whether sidecars report plaintext and denied requests."""
     sds_socket: str = ""
     """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use the mesh's CA."""
     own_keys: bool = True
@@ -715,6 +715,8 @@ class MeshConfig:
     Requires `own_keys`, and nodes that support it."""
     serves_own_certificate: bool = False
     """Whether a sidecar serves its own certificate. Not a setting: each sidecar tells the control plane."""
+    observe_denials: bool = True
+    """Whether sidecars also report denied requests. Not a setting: it depends on their version of Envoy."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:

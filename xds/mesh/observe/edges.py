@@ -21,6 +21,11 @@ UNENCRYPTED_RETENTION = 7 * 86400.0
 """Seconds for which plaintext and refused traffic is remembered; its counts only for RETENTION."""
 MAX_EDGES_PER_REPORTER = 2_000
 """Maximum number of edges that the reports of one sidecar may create."""
+MAX_DENIALS, MAX_DENIALS_PER_REPORTER = 5_000, 500
+"""The same for edges of denied requests, which do not count as edges of traffic."""
+MAX_PATHS = 20
+"""Maximum number of methods and paths that one rule denies to one client of a target. Further ones share an
+edge."""
 MAX_ADDRESSES = 50
 """Maximum number of edges of addresses outside the mesh to one target. Further ones share one edge."""
 RATE_MINUTES = 5
@@ -94,6 +99,19 @@ class Target(NamedTuple):
     """Port of the service, or of the pod."""
 
 
+class Denial(NamedTuple):
+    """What AuthorizationPolicies deny: requests with a method to paths with a prefix, or connections."""
+
+    rule: str
+    """Istio's name of the rule that denies; empty if no rule of an ALLOW policy matches."""
+    method: str = ""
+    """HTTP method; empty for connections that are not HTTP."""
+    path: str = ""
+    """Path, or a prefix of paths with `*`, without the query; empty for connections that are not HTTP."""
+    dry_run: bool = False
+    """Whether the requests were allowed, and would be denied without `istio.io/dry-run`."""
+
+
 class EdgeKey(NamedTuple):
     """Key of an edge."""
 
@@ -103,6 +121,14 @@ class EdgeKey(NamedTuple):
     """Port that it called."""
     mode: TrafficMode
     """How it sent its requests."""
+    denial: Denial | None = None
+    """Why they are denied. Denials are edges of a `Traffic` of their own."""
+
+    @property
+    def series(self) -> tuple[str, str]:
+        """Labels of the metric that counts its requests: the server's namespace, and mode or `dry_run`."""
+        label = str(self.denial.dry_run).lower() if self.denial else self.mode.value
+        return self.target.namespace, label
 
 
 class Edge:
@@ -245,9 +271,8 @@ class Traffic:
     def __init__(
         self, max_edges: int = MAX_EDGES, max_edges_per_reporter: int = MAX_EDGES_PER_REPORTER
     ) -> None:
-        self.totals: Counter[tuple[str, TrafficMode]] = Counter()
-        """Number of reported requests by namespace of the server and mode. It is forgotten with the last edge
-        of that namespace and mode."""
+        self.totals: Counter[tuple[str, str]] = Counter()
+        """Number of reported requests by `EdgeKey.series`; forgotten with the last edge of the series."""
         self.evicted = 0
         """Number of edges that were forgotten because there were too many."""
         self.excess = 0
@@ -258,10 +283,12 @@ class Traffic:
         self._past: OrderedDict[EdgeKey, Edge] = OrderedDict()
         """Plaintext and refused traffic that was seen longer ago than RETENTION."""
         self._by_reporter: Counter[PodKey] = Counter()
-        self._by_namespace: Counter[tuple[str, TrafficMode]] = Counter()
-        """Number of edges by namespace of the server and mode."""
+        self._by_series: Counter[tuple[str, str]] = Counter()
+        """Number of edges by `EdgeKey.series`."""
         self._addresses: Counter[Target] = Counter()
         """Number of edges of addresses, by target."""
+        self._paths: Counter[EdgeKey] = Counter()
+        """Number of edges of denied requests that differ only by method and path."""
         self._max_edges = max_edges
         self._max_edges_per_reporter = max_edges_per_reporter
         self._expired_at = 0.0
@@ -295,8 +322,8 @@ class Traffic:
         if now != self._expired_at:  # The entries of a report have the same time.
             self.expire(now)
         edge = self._edges.get(key)
-        if edge is None and _is_address(key.client):
-            key = self._shared(key)
+        if edge is None and (shared := self._shared(key)) != key:
+            key = shared
             edge = self._edges.get(key)
         if edge is None:
             edge = self._past.pop(key, None)
@@ -307,9 +334,11 @@ class Traffic:
                 edge = Edge(reporter, now)
                 self._by_reporter[reporter] += 1
             self._edges[key] = edge
-            self._by_namespace[key.target.namespace, key.mode] += 1
+            self._by_series[key.series] += 1
             if _is_address(key.client):
                 self._addresses[key.target] += 1
+            if key.denial:
+                self._paths[_any_path(key)] += 1
             if len(self._edges) + len(self._past) > self._max_edges:
                 self._evict()
         else:
@@ -319,7 +348,7 @@ class Traffic:
         self.version += 1
         edge.version = self.version
         if increase := edge.total - previous:
-            self.totals[key.target.namespace, key.mode] += increase
+            self.totals[key.series] += increase
 
     def edges(self, namespace: str = "") -> Iterator[tuple[EdgeKey, Edge]]:
         """Yield the edges of the last RETENTION seconds whose client or server is in a namespace.
@@ -360,9 +389,12 @@ class Traffic:
             self._release(self._past.popitem(last=False)[1])
 
     def _shared(self, key: EdgeKey) -> EdgeKey:
-        """Return the key of the edge for a new address: a shared one if the target has many addresses."""
-        is_full = self._addresses[key.target] >= MAX_ADDRESSES
-        return key._replace(client=OTHER_ADDRESSES) if is_full else key
+        """Return the key of a new edge: a shared one if there are many of its addresses or paths."""
+        if _is_address(key.client) and self._addresses[key.target] >= MAX_ADDRESSES:
+            key = key._replace(client=OTHER_ADDRESSES)
+        if key.denial and key.denial.path and self._paths[_any_path(key)] >= MAX_PATHS:
+            key = _any_path(key)
+        return key
 
     def _evict(self) -> None:
         """Forget the edge that was seen longest ago, because there are too many."""
@@ -372,11 +404,13 @@ class Traffic:
 
     def _pop_oldest(self) -> tuple[EdgeKey, Edge]:
         key, edge = self._edges.popitem(last=False)
-        _decrement(self._by_namespace, (key.target.namespace, key.mode))
-        if not self._by_namespace[key.target.namespace, key.mode]:
-            self.totals.pop((key.target.namespace, key.mode), None)
+        _decrement(self._by_series, key.series)
+        if not self._by_series[key.series]:
+            self.totals.pop(key.series, None)
         if _is_address(key.client):
             _decrement(self._addresses, key.target)
+        if key.denial:
+            _decrement(self._paths, _any_path(key))
         return key, edge
 
     def _release(self, edge: Edge) -> None:
@@ -393,6 +427,11 @@ def _decrement(counts: Counter[_T], key: _T) -> None:
     counts[key] -= 1
     if not counts[key]:
         del counts[key]
+
+
+def _any_path(key: EdgeKey) -> EdgeKey:
+    """Return the key of the edge that further methods and paths of a denial share."""
+    return key._replace(denial=key.denial and key.denial._replace(method="*", path="*"))
 
 
 def _is_address(client: Client) -> bool:

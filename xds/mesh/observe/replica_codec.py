@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from xds.mesh.observe.counts import Counts
-from xds.mesh.observe.edges import Client, Edge, EdgeKey, Reporter, Target, TrafficMode
+from xds.mesh.observe.edges import Client, Denial, Edge, EdgeKey, Reporter, Target, TrafficMode
 from xds.mesh.v1 import replicas_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
@@ -23,6 +23,7 @@ _MODE_OF = {number: mode for mode, number in _MODES.items()}
 _FIELDS = {Reporter.CLIENT: "client", Reporter.SERVER: "server"}
 _REPLICA = re.compile(r"[a-z0-9-]{1,253}")
 _NAME = re.compile(r"[\x20-\x7e]{0,260}")
+_TEXT = re.compile(r"[\x20-\x7e]{0,550}")
 _MAX_PORT = 65535
 
 
@@ -35,6 +36,7 @@ def edge_message(key: EdgeKey, first_seen: float, last_seen: float) -> traffic_p
         service=key.target.name,
         port=key.target.port,
         mode=_MODES[key.mode],
+        denial=traffic_pb2.Denial(**key.denial._asdict()) if key.denial else None,
     )
     message.first_seen.FromMilliseconds(round(first_seen * 1000))
     message.last_seen.FromMilliseconds(round(last_seen * 1000))
@@ -72,9 +74,11 @@ def decode_edge(message: pb.ReplicaEdge, sent_at: float, now: float) -> tuple[st
         ValueError: the message is malformed.
     """
     edge = message.edge
-    names = (edge.client_namespace, edge.client, edge.namespace, edge.service)
+    names = (edge.client_namespace, edge.client, edge.namespace, edge.service, edge.denial.method)
     if not _REPLICA.fullmatch(message.replica) or not all(map(_NAME.fullmatch, names)):
         raise ValueError("a name is too long or has characters that no name has")
+    if not all(map(_TEXT.fullmatch, (edge.denial.rule, edge.denial.path))):
+        raise ValueError("a rule or path is too long or has characters that none has")
     if edge.mode not in _MODE_OF or edge.port > _MAX_PORT:
         raise ValueError(f"mode {edge.mode} or port {edge.port} does not exist")
     last_seen = min(now + edge.last_seen.ToMilliseconds() / 1000 - sent_at, now)
@@ -88,10 +92,15 @@ def decode_edge(message: pb.ReplicaEdge, sent_at: float, now: float) -> tuple[st
         Client(edge.client_namespace, edge.client),
         Target(edge.namespace, edge.service, edge.port),
         _MODE_OF[edge.mode],
+        _denial(edge.denial) if edge.HasField("denial") else None,
     )
     failed = _decode(message.failed, now) if message.HasField("failed") else None
     restored = Edge.restore(first_seen, last_seen, counts, failed, by_server=message.by_server)
     return message.replica, key, restored
+
+
+def _denial(message: traffic_pb2.Denial) -> Denial:
+    return Denial(message.rule, message.method, message.path, message.dry_run)
 
 
 def _encode(counts: Counts | None, now: float) -> pb.TrafficCounts | None:

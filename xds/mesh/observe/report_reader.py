@@ -6,6 +6,7 @@ reports, and as the server of its access logs. Entries that make no sense are co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from xds.codec import message_class
-from xds.mesh.envoy import names
+from xds.mesh.envoy import access_logs, names
 from xds.mesh.envoy.endpoints import MTLS_SUB_ZONE
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.model.traffic import TlsMode
-from xds.mesh.observe.edges import EdgeKey, Reporter, Traffic, TrafficMode
+from xds.mesh.observe.edges import Client, Denial, EdgeKey, Reporter, Traffic, TrafficMode
 from xds.mesh.observe.workloads import DeletedPods, Destination, client_at, destination, target_of, workload
+from xds.mesh.policy.authorization import TOO_MANY_VALUES
 from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import explicit_tls
 
@@ -36,6 +38,18 @@ MAX_REQUESTS = 10_000_000
 _EXTERNAL_TLS = (TlsMode.SIMPLE, TlsMode.MUTUAL)
 # envoy.data.accesslog.v3.AccessLogType: entries about something that an earlier or later entry counts.
 _UNCOUNTED = frozenset({2, 3, 5})  # TcpPeriodic, TcpConnectionEnd, DownstreamPeriodic
+# Denied connections have no entry when they start.
+_UNCOUNTED_DENIALS = frozenset({1, 2, 5})  # TcpUpstreamConnected, TcpPeriodic, DownstreamPeriodic
+_NAME = r"[A-Za-z0-9._-]{1,253}"
+_SPIFFE_ID = re.compile(rf"spiffe://([a-z0-9._-]{{1,255}})/ns/({_NAME})/sa/({_NAME})")
+_DETAILS = re.compile(r"rbac_access_denied_matched_policy\[(.+)\]")
+_RULE = re.compile(rf"ns\[{_NAME}\]-policy\[{_NAME}\]-rule\[[0-9]{{1,3}}\]|{TOO_MANY_VALUES}")
+_NO_RULE = "none"
+"""Envoy's name of the rule if no rule of an ALLOW policy matches."""
+_METHOD = re.compile(r"[A-Z-]{1,32}")
+_PATH = re.compile(r"/[\x21-\x7e]*")
+_MAX_SEGMENTS, _MAX_PREFIX = 2, 64
+"""Number of segments and characters of a path that are kept."""
 
 
 class ReportReader:
@@ -43,11 +57,12 @@ class ReportReader:
 
     Args:
         traffic: receives the edges.
+        denials: receives the edges of denied requests.
         deleted: the pods that were deleted recently.
     """
 
-    def __init__(self, traffic: Traffic, deleted: DeletedPods) -> None:
-        self.traffic = traffic
+    def __init__(self, traffic: Traffic, denials: Traffic, deleted: DeletedPods) -> None:
+        self.traffic, self.denials = traffic, denials
         self.ignored = 0
         """Number of malformed reports and entries."""
         self._deleted = deleted
@@ -75,14 +90,23 @@ class ReportReader:
     def read_access_logs(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
         """Read the inbound ACCESS_LOGS of a pod's sidecar. `now` is the Unix time, in seconds."""
         counted: dict[tuple[str, int, bool], int] = {}
+        denied: dict[tuple[str, int, Client | None, Denial], int] = {}
         entries = message.tcp_logs.log_entry
         self.ignored += max(len(entries) - MAX_ENTRIES, 0)
         for entry in islice(entries, MAX_ENTRIES):
             common = entry.common_properties
             remote = common.downstream_remote_address.socket_address.address
             port = common.downstream_local_address.socket_address.port_value
-            key = remote, port, common.response_flags.no_route_found
-            counted[key] = counted.get(key, 0) + (common.access_log_type not in _UNCOUNTED)
+            if common.custom_tags.get(access_logs.LOG_TAG) == access_logs.DENIED:
+                if denial := _denial(common):
+                    denied_key = remote, port, _authenticated(mesh, common), denial
+                    is_counted = common.access_log_type not in _UNCOUNTED_DENIALS
+                    denied[denied_key] = denied.get(denied_key, 0) + is_counted
+                else:
+                    self.ignored += 1
+            elif not _is_denied(common, access_logs.HTTP_RBAC, access_logs.ENFORCED):
+                key = remote, port, common.response_flags.no_route_found
+                counted[key] = counted.get(key, 0) + (common.access_log_type not in _UNCOUNTED)
         for (remote, port, is_refused), requests in counted.items():
             client = client_at(mesh, self._deleted, remote, now)
             if client is None or not 0 < port < 65536:
@@ -92,6 +116,14 @@ class ReportReader:
             edge = EdgeKey(client, target_of(mesh, pod, port), mode)
             failed = requests if is_refused else 0
             self._add(edge, Reporter.SERVER, pod, requests=requests, failed=failed, now=now)
+        for (remote, port, identity, denial), requests in denied.items():
+            client = identity or client_at(mesh, self._deleted, remote, now)
+            if client is None or not 0 < port < 65536:
+                self.ignored += 1
+                continue
+            mode = TrafficMode.MTLS if identity else TrafficMode.PLAINTEXT
+            edge = EdgeKey(client, target_of(mesh, pod, port), mode, denial)
+            self.denials.add(edge, Reporter.SERVER, pod.key, requests=requests, now=now)
 
     def _read_cluster(self, mesh: Mesh, pod: Pod, name: str, localities: Iterable[Any], now: float) -> None:
         found = destination(mesh, name)
@@ -125,3 +157,65 @@ def _mode_by_rule(mesh: Mesh, pod: Pod, to: Destination) -> TrafficMode:
     rule = served_client_rule(mesh, pod.namespace, pod.meta.labels, to.service)
     tls = explicit_tls(rule, to.target.port, to.subset if rule and rule.subset(to.subset) else "")
     return TrafficMode.TLS if tls and tls.mode in _EXTERNAL_TLS else TrafficMode.PLAINTEXT
+
+
+# --- denied requests --------------------------------------------------------------------------------------
+
+
+def _authenticated(mesh: Mesh, common: Any) -> Client | None:
+    """Return the client that mutual TLS authenticated."""
+    for name in common.tls_properties.peer_certificate_properties.subject_alt_name:
+        found = _SPIFFE_ID.fullmatch(name.uri)
+        if found and found[1] in mesh.config.trust_domains:
+            return Client(found[2], found[3])
+    return None
+
+
+def _denial(common: Any) -> Denial | None:
+    """Return why a request is denied, or would be; None if the entry makes no sense."""
+    tags = common.custom_tags
+    if found := _DETAILS.fullmatch(tags.get(access_logs.DETAILS_TAG, "")):
+        rule, is_dry_run = found[1], False
+    else:
+        shadows = (
+            _rule(common, namespace, prefix)
+            for namespace in (access_logs.HTTP_RBAC, access_logs.NETWORK_RBAC)
+            for prefix in (access_logs.SHADOW_DENY, access_logs.SHADOW_ALLOW)
+            if _is_denied(common, namespace, prefix)
+        )
+        rule, is_dry_run = next(shadows, ""), True
+    if rule != _NO_RULE and not _RULE.fullmatch(rule):
+        return None
+    method = tags.get(access_logs.METHOD_TAG, "")
+    return Denial(
+        "" if rule == _NO_RULE else rule,
+        method if not method or _METHOD.fullmatch(method) else "*",
+        _prefix(tags.get(access_logs.PATH_TAG, "")) if method else "",
+        is_dry_run,
+    )
+
+
+def _is_denied(common: Any, namespace: str, prefix: str) -> bool:
+    return _metadata(common, namespace, prefix + access_logs.RESULT) == access_logs.DENIED
+
+
+def _rule(common: Any, namespace: str, prefix: str) -> str:
+    return _metadata(common, namespace, prefix + access_logs.RULE) or _NO_RULE
+
+
+def _metadata(common: Any, namespace: str, key: str) -> str:
+    """Return what an RBAC filter has set; empty if it has not. Reading a missing key of a map adds it."""
+    found = common.metadata.filter_metadata
+    if namespace not in found or key not in found[namespace].fields:
+        return ""
+    text: str = found[namespace].fields[key].string_value
+    return text
+
+
+def _prefix(path: str) -> str:
+    """Return a path without its query, or as a prefix with `*` if it is long."""
+    path = path.partition("?")[0]
+    if not _PATH.fullmatch(path):
+        return "*"
+    prefix = "/".join(path.split("/")[: _MAX_SEGMENTS + 1])[:_MAX_PREFIX]
+    return path if prefix == path else f"{prefix}/*" if path.startswith(f"{prefix}/") else f"{prefix}*"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -61,6 +61,8 @@ class Rules(NamedTuple):
     """Rules of which one must match; None to allow all requests that are not denied."""
     policies: tuple[Ref, ...] = ()
     """Enforced policies that apply to the pod, also those of which no rule is left."""
+    proposed: Rules | None = None
+    """The rules without `istio.io/dry-run`; None if they are equal. Sidecars report what they would deny."""
 
     def __hash__(self) -> int:
         return self.digest
@@ -107,7 +109,18 @@ def _cached_rules(mesh: Mesh, pod: Pod, stages: tuple[AllowStage, ...], *, http:
 
 
 def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ...], *, http: bool) -> Rules:
-    enforced = [policy for policy in policies if not policy.dry_run and policy.action is not Action.AUDIT]
+    deciding = [policy for policy in policies if policy.action is not Action.AUDIT]
+    enforced = [policy for policy in deciding if not policy.dry_run]
+    rules = _enforcing(enforced, stages, http=http)
+    if stages or deciding == enforced or sum(map(count_values, (*enforced, *deciding))) > MAX_VALUES:
+        return rules
+    proposed = _enforcing(deciding, (), http=http)._replace(policies=())
+    return rules._replace(digest=hash((rules, proposed)), proposed=proposed)
+
+
+def _enforcing(
+    enforced: Sequence[AuthorizationPolicy], stages: tuple[AllowStage, ...], *, http: bool
+) -> Rules:
     refs = tuple(policy.ref for policy in enforced)
     deny = tuple(
         rule
@@ -118,13 +131,13 @@ def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ..
     allow = _allow_rules([policy for policy in enforced if policy.action is Action.ALLOW], http=http)
     earlier = [policy for stage in stages for policy in stage.policies if policy not in enforced]
     if sum(map(count_values, enforced)) > MAX_VALUES:
-        deny, allow = (NamedRule("too-many-values", refs[-1], Rule()),), None
+        deny, allow = (NamedRule(TOO_MANY_VALUES, refs[-1], Rule()),), None
     elif sum(map(count_values, (*enforced, *earlier))) <= MAX_VALUES and stages:
         allow = tuple(_staged(stages, http=http))
     return Rules(hash((deny, allow)), deny, allow, refs)
 
 
-def _allow_rules(policies: Collection[AuthorizationPolicy], *, http: bool) -> tuple[NamedRule, ...] | None:
+def _allow_rules(policies: Sequence[AuthorizationPolicy], *, http: bool) -> tuple[NamedRule, ...] | None:
     """Return the rules of ALLOW policies; None if there is no policy."""
     rules = tuple(rule for policy in policies for rule in enforceable_rules(policy, http=http))
     return rules if policies else None
@@ -170,7 +183,10 @@ def enforceable_rules(policy: AuthorizationPolicy, *, http: bool) -> Iterator[Na
 
 MAX_VALUES = 5000
 """Maximum number of values in the policies of a pod. With more, all requests to it are denied: its sidecar
-might not be able to receive the rules, and would keep the earlier ones."""
+might not be able to receive the rules, and would keep the earlier ones. Proposed rules are left out if there
+are more together."""
+TOO_MANY_VALUES = "too-many-values"
+"""Name of the rule that denies them."""
 
 
 def count_values(policy: AuthorizationPolicy) -> int:

@@ -11,12 +11,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ListTrafficRequest(_message.Message):
-    __slots__ = ("namespace", "plaintext_only")
+    __slots__ = ("namespace", "plaintext_only", "denied_only")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PLAINTEXT_ONLY_FIELD_NUMBER: _ClassVar[int]
+    DENIED_ONLY_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     plaintext_only: bool
-    def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ...) -> None: ...
+    denied_only: bool
+    def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ..., denied_only: _Optional[bool] = ...) -> None: ...
 
 class ListTrafficResponse(_message.Message):
     __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped")
@@ -47,7 +49,7 @@ class MissingReplica(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class TrafficEdge(_message.Message):
-    __slots__ = ("client_namespace", "client", "namespace", "service", "port", "mode", "requests_per_minute", "minutes", "requests_per_day", "failed_per_hour", "first_seen", "last_seen")
+    __slots__ = ("client_namespace", "client", "namespace", "service", "port", "mode", "requests_per_minute", "minutes", "requests_per_day", "failed_per_hour", "first_seen", "last_seen", "denial")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[TrafficEdge.Mode]
@@ -72,6 +74,7 @@ class TrafficEdge(_message.Message):
     FAILED_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEEN_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    DENIAL_FIELD_NUMBER: _ClassVar[int]
     client_namespace: str
     client: str
     namespace: str
@@ -84,4 +87,17 @@ class TrafficEdge(_message.Message):
     failed_per_hour: int
     first_seen: _timestamp_pb2.Timestamp
     last_seen: _timestamp_pb2.Timestamp
-    def __init__(self, client_namespace: _Optional[str] = ..., client: _Optional[str] = ..., namespace: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., mode: _Optional[_Union[TrafficEdge.Mode, str]] = ..., requests_per_minute: _Optional[float] = ..., minutes: _Optional[_Iterable[int]] = ..., requests_per_day: _Optional[int] = ..., failed_per_hour: _Optional[int] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    denial: Denial
+    def __init__(self, client_namespace: _Optional[str] = ..., client: _Optional[str] = ..., namespace: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., mode: _Optional[_Union[TrafficEdge.Mode, str]] = ..., requests_per_minute: _Optional[float] = ..., minutes: _Optional[_Iterable[int]] = ..., requests_per_day: _Optional[int] = ..., failed_per_hour: _Optional[int] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., denial: _Optional[_Union[Denial, _Mapping]] = ...) -> None: ...
+
+class Denial(_message.Message):
+    __slots__ = ("rule", "method", "path", "dry_run")
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    rule: str
+    method: str
+    path: str
+    dry_run: bool
+    def __init__(self, rule: _Optional[str] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...

@@ -24,9 +24,17 @@ class TrafficMetrics(Collector):
             "xds_observed_requests",
             "HTTP requests, and connections of other protocols, that sidecars reported, by the server's "
             "namespace and by mode: mtls, tls, plaintext or refused.",
-            {(namespace, mode.value): count for (namespace, mode), count in sorted(traffic.totals.items())},
+            dict(sorted(traffic.totals.items())),
             "namespace",
             "mode",
+        )
+        yield counter(
+            "xds_denied_requests",
+            "HTTP requests, and connections of other protocols, that AuthorizationPolicies deny, by the "
+            "server's namespace. With dry_run, they were allowed and would be denied.",
+            dict(sorted(reports.denials.totals.items())),
+            "namespace",
+            "dry_run",
         )
         yield gauge(
             "xds_observed_edges",
@@ -41,8 +49,8 @@ class TrafficMetrics(Collector):
         )
         reasons = {
             "malformed": reports.reader.ignored,
-            "too many edges": traffic.evicted,
-            "too many edges of one sidecar": traffic.excess,
+            "too many edges": traffic.evicted + reports.denials.evicted,
+            "too many edges of one sidecar": traffic.excess + reports.denials.excess,
         }
         yield counter(
             "xds_observed_dropped",

@@ -1,0 +1,193 @@
+"""Denied requests of real sidecars: `xds observe --denied` names who was denied what, and by which rule."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import pytest_asyncio
+
+from tests.support.authorization import authorization_policy, operation, source
+from tests.support.cluster import Cluster
+from tests.support.controlplane import xds
+from tests.support.exchange import TCP
+from tests.support.manifests import Manifest
+from tests.support.mesh import Mesh
+from tests.support.waiting import eventually
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.envoy,
+    pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+PORTS = {"http": (80, 8080), "tcp": (90, 9000)}
+CLIENT, OUTSIDER = "client.apps", "outsider.outside"
+WITHIN = 60.0
+FLUSHED = "access_logs.grpc_access_log.grpc_entries_flushed"
+
+Row = tuple[str, str, str, str, str, str]
+"""Client, mode, service, rule, request and result of a row."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory):
+    """Servers with policies of their own, a client with a sidecar, and one without."""
+    with Cluster() as cluster:
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
+            mesh.pod("client", "apps", account="sleep")
+            mesh.pod("outsider", "outside", sidecar=False, account="cron")
+            for namespace in ("deny", "allow", "dry"):
+                pod = mesh.pod("web", namespace)
+                mesh.service("web", namespace, PORTS)
+                await mesh.serve(pod, http=(8080,), lines=(9000,))
+            await mesh.start()
+            yield mesh
+
+
+async def under(mesh: Mesh, *objects: Manifest) -> None:
+    """Apply exactly these policies."""
+    mesh.manifests.write("policies", *objects)
+    await mesh.settled()
+
+
+async def send(mesh: Mesh, namespace: str, *paths: str) -> list[list[str]]:
+    """Send requests and a TCP connection from both clients; return the status codes of each."""
+    codes = []
+    for client in (CLIENT, OUTSIDER):
+        codes.append(
+            [(await mesh[client].client.get(f"http://web.{namespace}{path}")).code for path in paths]
+        )
+        await mesh.exchange(TCP, client, f"web.{namespace}", 90)
+    return codes
+
+
+async def denied(mesh: Mesh, namespace: str) -> dict[Row, int]:
+    """Return the numbers of requests that `xds observe --denied` prints."""
+    options = (f"--xds-address={mesh.plane.address}", "--denied", "-n", namespace, "-o", "json")
+    answer = json.loads(await xds("observe", *options))
+    return {
+        (
+            f"{edge['client']}.{edge['clientNamespace']}",
+            edge["mode"],
+            f"{edge['service']}.{edge['namespace']}:{edge['port']}",
+            denial["rule"],
+            f"{denial['method']} {denial['path']}".strip(),
+            "would be denied" if denial["dryRun"] else "denied",
+        ): int(edge["requestsPerDay"])
+        for edge in answer["edges"]
+        for denial in [edge["denial"]]
+    }
+
+
+async def reports(mesh: Mesh, namespace: str, expected: dict[Row, int]) -> None:
+    """Wait until exactly these rows are reported."""
+    found: dict[Row, int] = {}
+
+    async def are_reported() -> bool:
+        nonlocal found
+        found = await denied(mesh, namespace)
+        return found == expected
+
+    try:
+        await eventually(are_reported, timeout=WITHIN, every=0.5)
+    except TimeoutError:
+        assert found == expected
+        raise
+
+
+def rows(service: str, *each: tuple[str, str, str]) -> dict[Row, int]:
+    """Return one row of each client for each (rule, request, result)."""
+    return {
+        (client, mode, f"{service}:{80 if request else 90}", rule, request, result): 1
+        for rule, request, result in each
+        for client, mode in (("sleep.apps", "MTLS"), ("cron.outside", "PLAINTEXT"))
+    }
+
+
+async def test_requests_that_a_rule_denies_are_reported(mesh):
+    """The application's own 403, and what is allowed, are not."""
+    admin = operation(paths=["/admin*"])
+    await under(
+        mesh,
+        authorization_policy("deny", admin, name="no-admin", action="DENY"),
+        authorization_policy("deny", operation(ports=["9000"]), name="no-tcp", action="DENY"),
+    )
+    paths = ("/", "/forbidden", "/admin/users/42?token=secret")
+    assert await send(mesh, "deny", *paths) == [["200", "403", "403"]] * 2
+    # On a port that is not HTTP, the rule with paths denies everything.
+    await reports(
+        mesh,
+        "deny",
+        rows(
+            "web.deny",
+            ("ns[deny]-policy[no-admin]-rule[0]", "GET /admin/users/*", "denied"),
+            ("ns[deny]-policy[no-admin]-rule[0]", "", "denied"),
+        ),
+    )
+    text = await xds("observe", f"--xds-address={mesh.plane.address}", "--denied", "-n", "deny")
+    assert "apps/sleep    web.deny:80  mtls       denied  GET /admin/users/*  1" in text
+    assert "secret" not in text
+    metric = 'xds_denied_requests_total{dry_run="false",namespace="deny"} 4.0'
+    assert metric in await mesh.plane.metrics()
+
+
+async def test_requests_that_no_rule_allows_are_reported(mesh):
+    await under(mesh, authorization_policy("allow", source(namespaces=["nobody"])))
+    assert await send(mesh, "allow", "/info") == [["403"]] * 2
+    await reports(mesh, "allow", rows("web.allow", ("", "GET /info", "denied"), ("", "", "denied")))
+
+
+async def test_dry_run_is_judged_together_with_the_other_policies(mesh):
+    """Each of the two ALLOW policies alone would deny what the other one allows."""
+    await under(
+        mesh,
+        authorization_policy("dry", operation(paths=["/another"]), name="another"),
+        authorization_policy("dry", operation(paths=["/allow"]), name="allow", dry_run=True),
+        authorization_policy("dry", operation(ports=["9000"]), name="tcp"),
+        authorization_policy(
+            "dry",
+            operation(paths=["/another"], methods=["POST"]),
+            name="no-post",
+            action="DENY",
+            dry_run=True,
+        ),
+    )
+    assert await send(mesh, "dry", "/another", "/allow") == [["200", "403"]] * 2
+    for client in (CLIENT, OUTSIDER):
+        assert (await mesh[client].client.get("http://web.dry/another", method="POST")).ok
+    rule = "ns[dry]-policy[no-post]-rule[0]"
+    await reports(
+        mesh,
+        "dry",
+        rows(
+            "web.dry",
+            ("", "GET /allow", "denied"),
+            (rule, "POST /another", "would be denied"),
+            (rule, "", "would be denied"),
+        ),
+    )
+    text = await xds("observe", f"--xds-address={mesh.plane.address}", "--denied", "-n", "dry")
+    assert "would be denied" in text
+
+
+async def test_allowed_mutual_tls_sends_nothing(mesh):
+    await under(mesh, authorization_policy("allow", source(namespaces=["apps"])))
+    admin = mesh.sidecar(mesh["web.allow"]).admin
+    before = await admin.stat(FLUSHED)
+    expected = await denied(mesh, "allow")
+    for _ in range(5):
+        assert (await mesh[CLIENT].client.get("http://web.allow/")).ok
+    assert (await mesh[OUTSIDER].client.get("http://web.allow/last")).code == "403"
+    await reports(
+        mesh,
+        "allow",
+        expected | {("cron.outside", "PLAINTEXT", "web.allow:80", "", "GET /last", "denied"): 1},
+    )
+    # The denied plaintext request is in the log of plaintext as well, which does not count it.
+    assert await admin.stat(FLUSHED) <= before + 2
+    options = (f"--xds-address={mesh.plane.address}", "-n", "allow", "--plaintext", "-o", "json")
+    edges = json.loads(await xds("observe", *options))["edges"]
+    # A TCP connection is plaintext traffic before its first bytes are denied.
+    assert [(edge["client"], edge["port"], edge["requestsPerDay"]) for edge in edges] == [("cron", 90, "1")]
