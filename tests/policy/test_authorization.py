@@ -693,8 +693,9 @@ PROPOSED = {
 def test_policies_are_tried_together_with_those_that_are_enforced(policies, proposed, is_http):
     enforced = [policy for policy in policies if "annotations" not in policy["metadata"]]
     found = rules_for(policies, http=is_http, to=pod("p", "bar"))
-    expected = proposed and rules_for(proposed, http=is_http, to=pod("p", "bar"))._replace(policies=())
+    expected = proposed and rules_for(proposed, http=is_http, to=pod("p", "bar"))
     assert found.proposed == expected
+    assert found.served == (expected or found).policies
     bare = found._replace(proposed=None, digest=0)
     assert bare == rules_for(enforced, http=is_http, to=pod("p", "bar"))._replace(digest=0)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+from collections import Counter
 
 import pytest
 import pytest_asyncio
 
-from tests.support.authorization import authorization_policy, operation, source
+from tests.support.authorization import authorization_policy, operation, random_policies, source
 from tests.support.cluster import Cluster
 from tests.support.controlplane import xds
 from tests.support.exchange import TCP
 from tests.support.manifests import Manifest
 from tests.support.mesh import Mesh
 from tests.support.waiting import eventually
+from xds.mesh.model.objects import DRY_RUN
+from xds.mesh.policy.authorization import Access, Request, decide, rules_of
 
 pytestmark = [
     pytest.mark.netns,
@@ -36,9 +41,9 @@ async def mesh(tmp_path_factory):
     """Servers with policies of their own, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
-            mesh.pod("client", "apps", account="sleep")
+            mesh.pod("client", "apps", account="client")
             mesh.pod("outsider", "outside", sidecar=False, account="cron")
-            for namespace in ("deny", "allow", "dry"):
+            for namespace in ("deny", "allow", "dry", "full"):
                 pod = mesh.pod("web", namespace)
                 mesh.service("web", namespace, PORTS)
                 await mesh.serve(pod, http=(8080,), lines=(9000,))
@@ -102,7 +107,7 @@ def rows(service: str, *each: tuple[str, str, str]) -> dict[Row, int]:
     return {
         (client, mode, f"{service}:{80 if request else 90}", rule, request, result): 1
         for rule, request, result in each
-        for client, mode in (("sleep.apps", "MTLS"), ("cron.outside", "PLAINTEXT"))
+        for client, mode in (("client.apps", "MTLS"), ("cron.outside", "PLAINTEXT"))
     }
 
 
@@ -127,7 +132,7 @@ async def test_requests_that_a_rule_denies_are_reported(mesh):
         ),
     )
     text = await xds("observe", f"--xds-address={mesh.plane.address}", "--denied", "-n", "deny")
-    assert "apps/sleep    web.deny:80  mtls       denied  GET /admin/users/*  1" in text
+    assert "apps/client   web.deny:80  mtls       denied  GET /admin/users/*  1" in text
     assert "secret" not in text
     metric = 'xds_denied_requests_total{dry_run="false",namespace="deny"} 4.0'
     assert metric in await mesh.plane.metrics()
@@ -191,3 +196,59 @@ async def test_allowed_mutual_tls_sends_nothing(mesh):
     edges = json.loads(await xds("observe", *options))["edges"]
     # A TCP connection is plaintext traffic before its first bytes are denied.
     assert [(edge["client"], edge["port"], edge["requestsPerDay"]) for edge in edges] == [("cron", 90, "1")]
+
+
+# --- random policies ----------------------------------------------------------------------------------------
+
+PATHS = {"/": "/", "/info/x": "/info/x", "/admin/a": "/admin/a", "/admin/b/a": "/admin/b/*", "": ""}
+"""Paths of requests, and what is reported of them. The empty one is a TCP connection."""
+SETS, PER_SET = 12, 4
+
+
+async def test_random_policies_deny_as_decided(mesh):
+    """Enforced and tried policies: what sidecars report is what is decided."""
+    chance = random.Random(7)
+    clients = [mesh[CLIENT], mesh[OUTSIDER]]
+    server = mesh["web.full"]
+    expected: Counter[Row] = Counter()
+    for _ in range(SETS):
+        policies = random_policies(chance, [pod.address for pod in (*clients, server)])
+        for policy in policies:
+            if policy["spec"]["action"] in ("ALLOW", "DENY") and chance.random() < 0.5:
+                policy["metadata"]["annotations"] = {DRY_RUN: "true"}
+        await under(mesh, *policies)
+        facts = mesh.facts()
+        pod = facts.pod_at(server.address)
+        for method, path in chance.sample([*itertools.product(("GET", "POST"), PATHS)], PER_SET):
+            for client in clients:
+                who = facts.pod_at(client.address)
+                request = Request(
+                    identity=who.identity("cluster.local") if who.has_sidecar else "",
+                    source_ip=client.address,
+                    remote_ip=client.address,
+                    destination_ip=server.address,
+                    port=8080 if path else 9000,
+                    host="web.full" if path else "",
+                    method=method if path else "",
+                    path=path,
+                    headers={},
+                )
+                rules = rules_of(facts, pod, http=bool(path))
+                for judged, result in ((rules, "denied"), (rules.proposed, "would be denied")):
+                    verdict = judged and decide(facts.config, judged, request)
+                    if verdict and verdict.access is Access.DENIED:
+                        expected[
+                            f"{who.service_account}.{who.namespace}",
+                            "MTLS" if who.has_sidecar else "PLAINTEXT",
+                            f"web.full:{80 if path else 90}",
+                            verdict.rules[0].name if verdict.rules else "",
+                            f"{method} {PATHS[path]}" if path else "",
+                            result,
+                        ] += 1
+                        break
+                if path:
+                    await client.client.get(f"http://web.full{path}", method=method)
+                else:
+                    await mesh.exchange(TCP, client, "web.full", 90)
+    assert {row[-1] for row in expected} == {"denied", "would be denied"}
+    await reports(mesh, "full", dict(expected))

@@ -118,7 +118,7 @@ class ProgressTracker:
                 if not (pod.has_sidecar and self._is_in_scope(pod.ref, mesh)):
                     continue
                 if is_authorization:
-                    if self._ref in rules_of(mesh, pod, http=True).policies:
+                    if self._ref in rules_of(mesh, pod, http=True).served:
                         servers.add(pod.key)
                     continue
                 exposures = mesh.exposures(pod)

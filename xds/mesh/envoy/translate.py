@@ -96,8 +96,8 @@ def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
     ports, deciders = _decide_inbound_ports(mesh, pod)
     tcp, http = (served_rules_of(mesh, pod, http=is_http) for is_http in (False, True))
     # Policies on HTTP requests have the same rules for other connections: pods with them share a listener.
-    guard = Guard(tcp._replace(policies=()), http)
-    deciders += guard.http.policies
+    guard = Guard(tcp.without_policies(), http)
+    deciders += guard.http.served
     if pod.interception is Interception.REDIRECT:
         return _intercepted(config, ports, guard, pod.families, sources_of(mesh, *deciders))
     return _not_intercepted(

@@ -135,7 +135,9 @@ def _dry_run(obj: Field, meta: Meta, action: Action) -> bool:
     elif is_set and action not in (Action.ALLOW, Action.DENY):
         annotation.refuse(f"is not supported for action {action}", "use it with ALLOW or DENY")
     elif is_set:
-        annotation.notice("is set, so the policy is not enforced")
+        annotation.notice(
+            "is set, so the policy is not enforced", "xds observe --denied prints what it would deny"
+        )
     return is_set
 
 

@@ -67,6 +67,16 @@ class Rules(NamedTuple):
     def __hash__(self) -> int:
         return self.digest
 
+    @property
+    def served(self) -> tuple[Ref, ...]:
+        """All policies that apply to the pod, also those that are not enforced."""
+        return (self.proposed or self).policies
+
+    def without_policies(self) -> Rules:
+        """Return the rules alone. They may be the same for pods with different policies."""
+        proposed = self.proposed and self.proposed.without_policies()
+        return self._replace(policies=(), proposed=proposed)
+
 
 def policies_of(mesh: Mesh, pod: Pod) -> tuple[AuthorizationPolicy, ...]:
     """Return the policies that apply to a pod, those of the root namespace first.
@@ -114,7 +124,7 @@ def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ..
     rules = _enforcing(enforced, stages, http=http)
     if stages or deciding == enforced or sum(map(count_values, (*enforced, *deciding))) > MAX_VALUES:
         return rules
-    proposed = _enforcing(deciding, (), http=http)._replace(policies=())
+    proposed = _enforcing(deciding, (), http=http)
     return rules._replace(digest=hash((rules, proposed)), proposed=proposed)
 
 
