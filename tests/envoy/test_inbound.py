@@ -122,7 +122,7 @@ def test_chains_with_rules_report_what_they_deny(protocol, rules, observe, obser
     config = MeshConfig(observe=observe, observe_denials=observe_denials)
     for mode in Mode:
         for chain in inbound.chains(config, port(protocol, mode), rules, by_port=True):
-            logs = encode(chain).count(b"%RESPONSE_CODE_DETAILS%")
+            logs = encode(chain).count(b"log2\x06denied")
             is_http = b"authorization-deny" in encode(chain)
             assert logs == (observe and observe_denials and (is_http or rules is RULES)), chain.name
 

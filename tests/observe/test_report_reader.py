@@ -240,7 +240,7 @@ NONE = "rbac_access_denied_matched_policy[none]"
 
 
 def denied(world: World, *names: str, kind: int = END, peer: str = "192.0.2.1", **tags: str) -> None:
-    """Report an entry of the log `denied`. Tags with two underscores are metadata of the HTTP filters."""
+    """Report an entry of the log `denied`, with tags and metadata."""
     message: Any = message_class(ACCESS_LOGS)()
     common = message.tcp_logs.log_entry.add().common_properties
     common.downstream_remote_address.socket_address.address = peer
@@ -251,7 +251,8 @@ def denied(world: World, *names: str, kind: int = END, peer: str = "192.0.2.1", 
     common.custom_tags[access_logs.LOG_TAG] = access_logs.DENIED
     for tag, value in tags.items():
         if "engine" in tag or "effective" in tag:
-            common.metadata.filter_metadata[access_logs.HTTP_RBAC].fields[tag].string_value = value
+            namespace = access_logs.HTTP_RBAC if "method" in tags else access_logs.NETWORK_RBAC
+            common.metadata.filter_metadata[namespace].fields[tag].string_value = value
         else:
             common.custom_tags[tag] = value
     world.reader.read_access_logs(world.mesh, HTTPBIN, message, now=NOON)
@@ -264,7 +265,8 @@ def only_denial(world: World) -> tuple[str, Client, Denial | None, int]:
     return key.mode.value, key.client, key.denial, edge.day(NOON)
 
 
-GET = {"details": DETAILS, "method": "GET"}
+DENIED = {"enforced_engine_result": "denied"}
+GET = DENIED | {"enforced_effective_policy_id": RULE, "method": "GET"}
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ GET = {"details": DETAILS, "method": "GET"}
         (GET | {"path": "/a\x1b[31m"}, Denial(RULE, "GET", "*")),
         (GET | {"path": "example.com:443"}, Denial(RULE, "GET", "*")),
         (GET | {"path": ""}, Denial(RULE, "GET", "*")),
-        ({"details": NONE, "method": "g\n", "path": "/a"}, Denial("", "*", "/a")),
+        (DENIED | {"method": "g\n", "path": "/a"}, Denial("", "*", "/a")),
         ({"details": DETAILS}, Denial(RULE)),
         ({"details": NONE, "path": "/a"}, Denial("")),
         ({"details": "rbac_access_denied_matched_policy[too-many-values]"}, Denial("too-many-values")),
@@ -290,9 +292,11 @@ GET = {"details": DETAILS, "method": "GET"}
                 "allow_shadow_engine_result": "denied",
                 "deny_shadow_engine_result": "denied",
                 "deny_shadow_effective_policy_id": RULE,
-                "details": "via_upstream",
+                "enforced_engine_result": "allowed",
+                "method": "GET",
+                "path": "/a",
             },
-            Denial(RULE, dry_run=True),
+            Denial(RULE, "GET", "/a", dry_run=True),
         ),
         (
             {
@@ -303,6 +307,7 @@ GET = {"details": DETAILS, "method": "GET"}
             Denial("", dry_run=True),
         ),
         ({"details": NONE, "deny_shadow_engine_result": "denied"}, Denial("")),
+        (GET | {"path": "/", "deny_shadow_engine_result": "denied"}, Denial(RULE, "GET", "/")),
     ],
 )
 def test_denial_has_its_rule_and_request(tags, denial):
@@ -347,7 +352,7 @@ def test_denied_connection_is_counted_when_it_ends(kind, count):
         {"details": "rbac_access_denied_matched_policy[]"},
         {"details": "rbac_access_denied_matched_policy[ns[a]-policy[b c]-rule[0]]"},
         {"details": f"rbac_access_denied_matched_policy[ns[{'a' * 254}]-policy[b]-rule[0]]"},
-        {"enforced_engine_result": "denied"},
+        GET | {"enforced_effective_policy_id": "x"},
         {"deny_shadow_engine_result": "allowed"},
         {"details": DETAILS, "peer": "nowhere"},
     ],

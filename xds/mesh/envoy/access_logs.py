@@ -7,7 +7,7 @@ and drops them while the control plane does not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import lru_cache
 
@@ -59,15 +59,11 @@ DENIED = "denied"
 """Value of RESULT, and name of the log."""
 LOG_TAG, METHOD_TAG, PATH_TAG, DETAILS_TAG = "log", "method", "path", "details"
 """Tags of an entry of the log `denied`: the name of the log, the method, the start of the path without the
-query, and why Envoy ended the request or connection."""
+query, and why Envoy ended a connection that is not HTTP."""
 MAX_PATH = 128
 """Number of characters of a path that are reported."""
-_TAGS = {
-    LOG_TAG: DENIED,
-    METHOD_TAG: "%REQ(:METHOD):32%",
-    PATH_TAG: f"%PATH(NQ):{MAX_PATH}%",
-    DETAILS_TAG: "%RESPONSE_CODE_DETAILS%%CONNECTION_TERMINATION_DETAILS%",
-}
+_HTTP_TAGS = {METHOD_TAG: "%REQ(:METHOD):32%", PATH_TAG: f"%PATH(NQ):{MAX_PATH}%"}
+_TCP_TAGS = {DETAILS_TAG: "%CONNECTION_TERMINATION_DETAILS%"}
 
 
 @lru_cache(maxsize=1)
@@ -86,22 +82,38 @@ def refused() -> AccessLog:
     return _log("inbound", AccessLogFilter(response_flag_filter=ResponseFlagFilter(flags=[_NO_CHAIN])))
 
 
-@lru_cache(maxsize=2)
-def denied(*, http: bool) -> AccessLog:
-    """Return the access log of what AuthorizationPolicies deny, or would deny without `istio.io/dry-run`.
+@lru_cache(maxsize=1)
+def denied_requests() -> AccessLog:
+    """Return the access log of HTTP requests that are denied, or would be without `istio.io/dry-run`.
 
     Only RBAC filters set what its filter looks for, so responses 403 of applications are not in it.
     """
-    namespace = HTTP_RBAC if http else NETWORK_RBAC
-    prefixes = (SHADOW_DENY, SHADOW_ALLOW)
-    filters = [_is_denied(namespace, prefix) for prefix in ((ENFORCED, *prefixes) if http else prefixes)]
-    if not http:
-        expression = 'connection.termination_details.startsWith("rbac_access_denied")'
-        config = pack(ExpressionFilter(expression=expression))
-        name = "envoy.access_loggers.extension_filters.cel"
-        filters.append(AccessLogFilter(extension_filter=ExtensionFilter(name=name, typed_config=config)))
-    tags = [CustomTag(tag=tag, value=value) for tag, value in _TAGS.items()]
-    return _log(DENIED, AccessLogFilter(or_filter=OrFilter(filters=filters)), tags)
+    return _denied(
+        [_is_denied(HTTP_RBAC, prefix) for prefix in (ENFORCED, SHADOW_DENY, SHADOW_ALLOW)], _HTTP_TAGS
+    )
+
+
+@lru_cache(maxsize=2)
+def denied_connections(*, dry_run: bool) -> AccessLog:
+    """Return the access log of connections that are denied.
+
+    `dry_run` is whether there are rules that would be enforced without `istio.io/dry-run`.
+    """
+    config = pack(
+        ExpressionFilter(expression='connection.termination_details.startsWith("rbac_access_denied")')
+    )
+    cel = ExtensionFilter(name="envoy.access_loggers.extension_filters.cel", typed_config=config)
+    shadows = (SHADOW_DENY, SHADOW_ALLOW) if dry_run else ()
+    return _denied(
+        [AccessLogFilter(extension_filter=cel), *(_is_denied(NETWORK_RBAC, prefix) for prefix in shadows)],
+        _TCP_TAGS,
+    )
+
+
+def _denied(conditions: list[AccessLogFilter], tags: Mapping[str, str]) -> AccessLog:
+    condition = AccessLogFilter(or_filter=OrFilter(filters=conditions)) if conditions[1:] else conditions[0]
+    values = {LOG_TAG: DENIED, **tags}
+    return _log(DENIED, condition, [CustomTag(tag=tag, value=value) for tag, value in values.items()])
 
 
 def _is_denied(namespace: str, prefix: str) -> AccessLogFilter:

@@ -99,6 +99,7 @@ def tcp(
     *,
     observed: bool = False,
     reports_denials: bool = False,
+    has_dry_run: bool = False,
 ) -> Filter:
     """Return the filter that proxies TCP to a cluster.
 
@@ -108,6 +109,7 @@ def tcp(
         hash_key: key of the cluster's consistent hash.
         observed: whether each connection is reported.
         reports_denials: whether denied connections are reported.
+        has_dry_run: whether RBAC filters before it have shadow rules.
     """
     proxy = TcpProxy(
         stat_prefix=cluster,
@@ -119,7 +121,7 @@ def tcp(
     if observed:
         proxy.access_log.append(access_logs.reported())
     if reports_denials:
-        proxy.access_log.append(access_logs.denied(http=False))
+        proxy.access_log.append(access_logs.denied_connections(dry_run=has_dry_run))
     if proxy.access_log:
         proxy.access_log_options = TcpProxyTcpAccessLogOptions(
             flush_access_log_on_connected=observed, access_log_flush_interval=access_logs.PERIODIC_INTERVAL
@@ -310,5 +312,5 @@ def http_from_peer(
             access_log_flush_interval=access_logs.PERIODIC_INTERVAL
         )
     if reports_denials:
-        manager.access_log.append(access_logs.denied(http=True))
+        manager.access_log.append(access_logs.denied_requests())
     return Filter(name=_HCM, typed_config=pack(manager))

@@ -81,10 +81,13 @@ def chains(config: MeshConfig, port: InboundPort, rules: Rules, *, by_port: bool
     detects_protocol = port.protocol is Protocol.AUTO
     guards = rbac.network_filters(config, rules)
     http = _http(config, port) if is_http or detects_protocol else None
-    reports_denials = bool(guards) and _reports_denials(config)
-    tcp = filters.tcp(port.cluster, reports_denials=reports_denials)
+    denials = {
+        "reports_denials": bool(guards) and _reports_denials(config),
+        "has_dry_run": rules.proposed is not None,
+    }
+    tcp = filters.tcp(port.cluster, **denials)
     plaintext_http = _http(config, port, observed=config.observe) if http else None
-    plaintext_tcp = filters.tcp(port.cluster, observed=config.observe, reports_denials=reports_denials)
+    plaintext_tcp = filters.tcp(port.cluster, observed=config.observe, **denials)
 
     def chain(
         name: str,

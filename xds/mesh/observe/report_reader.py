@@ -46,6 +46,7 @@ _DETAILS = re.compile(r"rbac_access_denied_matched_policy\[(.+)\]")
 _RULE = re.compile(rf"ns\[{_NAME}\]-policy\[{_NAME}\]-rule\[[0-9]{{1,3}}\]|{TOO_MANY_VALUES}")
 _NO_RULE = "none"
 """Envoy's name of the rule if no rule of an ALLOW policy matches."""
+_PREFIXES = (access_logs.ENFORCED, access_logs.SHADOW_DENY, access_logs.SHADOW_ALLOW)
 _METHOD = re.compile(r"[A-Z-]{1,32}")
 _PATH = re.compile(r"/[\x21-\x7e]*")
 _MAX_SEGMENTS, _MAX_PREFIX = 2, 64
@@ -89,41 +90,38 @@ class ReportReader:
 
     def read_access_logs(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
         """Read the inbound ACCESS_LOGS of a pod's sidecar. `now` is the Unix time, in seconds."""
-        counted: dict[tuple[str, int, bool], int] = {}
-        denied: dict[tuple[str, int, Client | None, Denial], int] = {}
+        counted: dict[tuple[str, int, bool, Client | None, Denial | None], int] = {}
         entries = message.tcp_logs.log_entry
         self.ignored += max(len(entries) - MAX_ENTRIES, 0)
         for entry in islice(entries, MAX_ENTRIES):
             common = entry.common_properties
             remote = common.downstream_remote_address.socket_address.address
             port = common.downstream_local_address.socket_address.port_value
+            is_refused, uncounted = common.response_flags.no_route_found, _UNCOUNTED
+            identity = denial = None
             if common.custom_tags.get(access_logs.LOG_TAG) == access_logs.DENIED:
-                if denial := _denial(common):
-                    denied_key = remote, port, _authenticated(mesh, common), denial
-                    is_counted = common.access_log_type not in _UNCOUNTED_DENIALS
-                    denied[denied_key] = denied.get(denied_key, 0) + is_counted
-                else:
+                identity, denial, uncounted = (
+                    _authenticated(mesh, common),
+                    _denial(common),
+                    _UNCOUNTED_DENIALS,
+                )
+                if denial is None:
                     self.ignored += 1
-            elif not _is_denied(common, access_logs.HTTP_RBAC, access_logs.ENFORCED):
-                key = remote, port, common.response_flags.no_route_found
-                counted[key] = counted.get(key, 0) + (common.access_log_type not in _UNCOUNTED)
-        for (remote, port, is_refused), requests in counted.items():
-            client = client_at(mesh, self._deleted, remote, now)
-            if client is None or not 0 < port < 65536:
-                self.ignored += 1
-                continue
-            mode = TrafficMode.REFUSED if is_refused else TrafficMode.PLAINTEXT
-            edge = EdgeKey(client, target_of(mesh, pod, port), mode)
-            failed = requests if is_refused else 0
-            self._add(edge, Reporter.SERVER, pod, requests=requests, failed=failed, now=now)
-        for (remote, port, identity, denial), requests in denied.items():
+                    continue
+            elif _is_denied(common, access_logs.HTTP_RBAC, access_logs.ENFORCED):
+                continue  # It is in the log of denied requests as well.
+            key = remote, port, is_refused, identity, denial
+            counted[key] = counted.get(key, 0) + (common.access_log_type not in uncounted)
+        for (remote, port, is_refused, identity, denial), requests in counted.items():
             client = identity or client_at(mesh, self._deleted, remote, now)
             if client is None or not 0 < port < 65536:
                 self.ignored += 1
                 continue
             mode = TrafficMode.MTLS if identity else TrafficMode.PLAINTEXT
+            mode = TrafficMode.REFUSED if is_refused else mode
             edge = EdgeKey(client, target_of(mesh, pod, port), mode, denial)
-            self.denials.add(edge, Reporter.SERVER, pod.key, requests=requests, now=now)
+            failed = requests if is_refused else 0
+            self._add(edge, Reporter.SERVER, pod, requests=requests, failed=failed, now=now)
 
     def _read_cluster(self, mesh: Mesh, pod: Pod, name: str, localities: Iterable[Any], now: float) -> None:
         found = destination(mesh, name)
@@ -148,8 +146,8 @@ class ReportReader:
         if max(requests, failed) > MAX_REQUESTS:
             self.ignored += 1
             return
-        reporter = pod.key
-        self.traffic.add(edge, source, reporter, requests=requests, failed=failed, now=now)
+        traffic = self.denials if edge.denial else self.traffic
+        traffic.add(edge, source, pod.key, requests=requests, failed=failed, now=now)
 
 
 def _mode_by_rule(mesh: Mesh, pod: Pod, to: Destination) -> TrafficMode:
@@ -174,19 +172,16 @@ def _authenticated(mesh: Mesh, common: Any) -> Client | None:
 def _denial(common: Any) -> Denial | None:
     """Return why a request is denied, or would be; None if the entry makes no sense."""
     tags = common.custom_tags
+    method = tags.get(access_logs.METHOD_TAG, "")
     if found := _DETAILS.fullmatch(tags.get(access_logs.DETAILS_TAG, "")):
         rule, is_dry_run = found[1], False
     else:
-        shadows = (
-            _rule(common, namespace, prefix)
-            for namespace in (access_logs.HTTP_RBAC, access_logs.NETWORK_RBAC)
-            for prefix in (access_logs.SHADOW_DENY, access_logs.SHADOW_ALLOW)
-            if _is_denied(common, namespace, prefix)
-        )
-        rule, is_dry_run = next(shadows, ""), True
+        namespace = access_logs.HTTP_RBAC if method else access_logs.NETWORK_RBAC
+        prefix = next((each for each in _PREFIXES if _is_denied(common, namespace, each)), "")
+        rule = (_metadata(common, namespace, prefix + access_logs.RULE) or _NO_RULE) if prefix else ""
+        is_dry_run = prefix != access_logs.ENFORCED
     if rule != _NO_RULE and not _RULE.fullmatch(rule):
         return None
-    method = tags.get(access_logs.METHOD_TAG, "")
     return Denial(
         "" if rule == _NO_RULE else rule,
         method if not method or _METHOD.fullmatch(method) else "*",
@@ -197,10 +192,6 @@ def _denial(common: Any) -> Denial | None:
 
 def _is_denied(common: Any, namespace: str, prefix: str) -> bool:
     return _metadata(common, namespace, prefix + access_logs.RESULT) == access_logs.DENIED
-
-
-def _rule(common: Any, namespace: str, prefix: str) -> str:
-    return _metadata(common, namespace, prefix + access_logs.RULE) or _NO_RULE
 
 
 def _metadata(common: Any, namespace: str, key: str) -> str:
