@@ -19,8 +19,9 @@ from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Ref
-from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
+from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
+from xds.mesh.model.objects import AuthorizationPolicy, Change, Meta, Mode, ModePolicy, Ref
+from xds.mesh.observe.edges import Client, Denial, EdgeKey, Reporter, Target, Traffic, TrafficMode
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
@@ -31,9 +32,8 @@ from xds.snapshot import SECRET
 class Watched:
     """The problems of a controller, and what was recorded about them."""
 
-    def __init__(self, controller: Controller, traffic: Traffic | None = None) -> None:
+    def __init__(self, controller: Controller, *traffic: Traffic) -> None:
         self.updates: list[SourceUpdate] = []
-        traffic = traffic or Traffic()
         self.watcher = RunningProblems(controller, lambda: traffic, self.updates.append)
 
     async def check(self, now=NOW) -> list[str]:
@@ -85,7 +85,7 @@ async def test_failed_check_is_logged_once_and_retried(monkeypatch):
     monkeypatch.setattr(running_problems, "CHECK_INTERVAL", 0.001)
     checks = []
 
-    def failing_traffic() -> Traffic:
+    def failing_traffic() -> tuple[Traffic, ...]:
         checks.append(None)
         raise RuntimeError("a bug")
 
@@ -191,3 +191,30 @@ async def test_requests_that_policies_make_fail_are_reported(monkeypatch):
         controller.change(Change(removed=(plaintext.ref,)))
         await eventually(lambda: controller.mesh.get(plaintext.ref) is None)
         assert await watched.check(later) == []
+
+
+@pytest.mark.parametrize(
+    ("denial", "rules", "is_reported"),
+    [
+        (Denial("", "GET", "/"), (), True),
+        (Denial("", "GET", "/", dry_run=True), (), False),
+        # Other requests of the client are allowed.
+        (
+            Denial("", "GET", "/"),
+            (Rule(operations=((Condition(Attribute.METHOD, (Pattern.parse("PUT"),)),),)),),
+            False,
+        ),
+    ],
+)
+async def test_clients_of_which_everything_is_denied_are_reported(denial, rules, is_reported):
+    traffic, seen = Traffic(), NOW.timestamp()
+    key = EdgeKey(Client("shop", "frontend"), Target("shop", "web", 80), TrafficMode.MTLS, denial)
+    traffic.add(key, Reporter.SERVER, ("shop", "web"), requests=1, now=seen)
+    policy = AuthorizationPolicy(
+        meta=Meta(ref=Ref("AuthorizationPolicy", "shop", "rules")), action=Action.ALLOW, rules=rules
+    )
+    async with running(pod("web"), pod("frontend", account="frontend"), service("web"), policy) as controller:
+        watched = Watched(controller, Traffic(), traffic)
+        expected = ["Service shop/web: requests of shop/frontend to port 80 fail: "]
+        assert [problem[: len(expected[0])] for problem in await watched.check()] == expected * is_reported
+        assert await watched.check(NOW + timedelta(minutes=6)) == []

@@ -16,6 +16,7 @@ from tests.support.controlplane import xds
 from tests.support.exchange import TCP
 from tests.support.manifests import Manifest
 from tests.support.mesh import Mesh
+from tests.support.rows import read_table
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import DRY_RUN
 from xds.mesh.policy.authorization import Access, Request, decide, rules_of
@@ -131,7 +132,15 @@ async def test_requests_that_a_rule_denies_are_reported(mesh):
             ("ns[deny]-policy[no-admin]-rule[0]", "", "denied"),
         ),
     )
-    text = await xds("observe", f"--xds-address={mesh.plane.address}", "--denied", "-n", "deny")
+    observe = ("observe", f"--xds-address={mesh.plane.address}", "--denied", "-n")
+    assert "no denied traffic was reported in the last " in await xds(*observe, "nowhere")
+    found, _ = read_table(await xds(*observe, "deny", "-o", "wide"))
+    assert {(row["CLIENT"], row["MODE"], row["REQUEST"]) for row in found} == {
+        (client, mode, request)
+        for client, mode in (("apps/client", "mtls"), ("outside/cron", "plaintext"))
+        for request in ("GET /admin/users/*", "-")
+    }
+    text = await xds(*observe, "deny")
     assert "apps/client   web.deny:80  mtls       denied  GET /admin/users/*  1" in text
     assert "secret" not in text
     metric = 'xds_denied_requests_total{dry_run="false",namespace="deny"} 4.0'

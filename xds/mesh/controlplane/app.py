@@ -241,7 +241,9 @@ class ControlPlane:
             reports, peers.access if peers else None, own_connected=lambda: controller.connections.streams
         )
         self._ineffective = components.ineffective
-        self._running = RunningProblems(controller, lambda: replica_traffic.merged, self._record_problems)
+        self._running = RunningProblems(
+            controller, lambda: (replica_traffic.merged, replica_traffic.denials), self._record_problems
+        )
         self._metrics = metrics = Metrics(
             controller, lambda: self._problems, self._source.stale_seconds, lambda: self._source.unenforced
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import structlog
 
@@ -19,7 +20,7 @@ from xds.mesh.identity import CERTIFICATE
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
-from xds.mesh.observe.edges import Client, Edges, Target
+from xds.mesh.observe.edges import Client, Edge, EdgeKey, Edges, Target
 from xds.mesh.policy.explain import explanations
 from xds.mesh.policy.hops import hops
 from xds.mesh.policy.reach import Result
@@ -47,14 +48,14 @@ class RunningProblems:
 
     Args:
         controller: the controller.
-        traffic: returns the observed traffic.
+        traffic: returns the observed traffic, and the denied requests.
         record: called with the problems that are new and those that are solved.
     """
 
     def __init__(
         self,
         controller: Controller,
-        traffic: Callable[[], Edges],
+        traffic: Callable[[], Iterable[Edges]],
         record: Callable[[SourceUpdate], None],
     ) -> None:
         self._controller, self._traffic, self._record = controller, traffic, record
@@ -117,9 +118,9 @@ class RunningProblems:
         """Return the observed requests of pods that fail because of the policies."""
         checkpoint = Checkpoint()
         failing: dict[tuple[Client, Target], None] = {}
-        for key, edge in self._traffic().edges():
+        for key, edge in chain.from_iterable(edges.edges() for edges in self._traffic()):
             await checkpoint()
-            if key.client.namespace and edge.has_failed(now.timestamp()):
+            if key.client.namespace and _has_failed(key, edge, now.timestamp()):
                 failing[key.client, key.target] = None
         mesh = self._controller.mesh
         problems: list[Problem] = []
@@ -130,6 +131,13 @@ class RunningProblems:
             if len(problems) == MAX_FAILING:
                 break
         return problems
+
+
+def _has_failed(key: EdgeKey, edge: Edge, now: float) -> bool:
+    """Whether requests have failed recently. Responses 403 do not count as failed requests of an edge."""
+    if key.denial:
+        return edge.rate(now) > 0 and not key.denial.dry_run
+    return edge.has_failed(now)
 
 
 def _failing(mesh: Mesh, client: Client, target: Target) -> Problem | None:
