@@ -36,6 +36,7 @@ RESOURCES = {
 }
 """The types of resources, and the field of the name. Resources are sorted by name."""
 NAMED = RESOURCES | {
+    "access_log": "name",
     "endpoints": "",
     "filter_chains": "name",
     "filters": "name",

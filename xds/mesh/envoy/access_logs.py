@@ -102,7 +102,7 @@ def denied_connections(*, dry_run: bool) -> AccessLog:
     config = pack(
         ExpressionFilter(expression='connection.termination_details.startsWith("rbac_access_denied")')
     )
-    cel = ExtensionFilter(name="envoy.access_loggers.extension_filters.cel", typed_config=config)
+    cel = ExtensionFilter(name="cel", typed_config=config)
     shadows = (SHADOW_DENY, SHADOW_ALLOW) if dry_run else ()
     return _denied(
         [AccessLogFilter(extension_filter=cel), *(_is_denied(NETWORK_RBAC, prefix) for prefix in shadows)],
@@ -135,7 +135,7 @@ def _log(name: str, condition: AccessLogFilter | None = None, tags: Iterable[Cus
         custom_tags=list(tags),
     )
     return AccessLog(
-        name="envoy.access_loggers.tcp_grpc",
+        name=name,
         typed_config=pack(TcpGrpcAccessLogConfig(common_config=common)),
         filter=condition,
     )

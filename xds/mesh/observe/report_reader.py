@@ -109,7 +109,7 @@ class ReportReader:
                     self.ignored += 1
                     continue
             elif _is_denied(common, access_logs.HTTP_RBAC, access_logs.ENFORCED):
-                continue  # It is in the log of denied requests as well.
+                continue  # STRICT would not stop it: it is denied already.
             key = remote, port, is_refused, identity, denial
             counted[key] = counted.get(key, 0) + (common.access_log_type not in uncounted)
         for (remote, port, is_refused, identity, denial), requests in counted.items():
