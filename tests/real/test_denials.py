@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import sys
 from collections import Counter
 
 import pytest
 import pytest_asyncio
 
+from tests.support.apps import EchoApp
 from tests.support.authorization import authorization_policy, operation, random_policies, source
 from tests.support.cluster import Cluster
 from tests.support.controlplane import xds
@@ -17,8 +19,9 @@ from tests.support.exchange import TCP
 from tests.support.manifests import Manifest
 from tests.support.mesh import Mesh
 from tests.support.rows import read_table
+from tests.support.tcp import LineApp
 from tests.support.waiting import eventually
-from xds.mesh.model.objects import DRY_RUN
+from xds.mesh.model.objects import DRY_RUN, INTERCEPTION_MODE
 from xds.mesh.policy.authorization import Access, Request, decide, rules_of
 
 pytestmark = [
@@ -45,9 +48,15 @@ async def mesh(tmp_path_factory):
             mesh.pod("client", "apps", account="client")
             mesh.pod("outsider", "outside", sidecar=False, account="cron")
             for namespace in ("deny", "allow", "dry", "full"):
-                pod = mesh.pod("web", namespace)
+                pod = mesh.pod("web", namespace, sotw=namespace == "allow")
                 mesh.service("web", namespace, PORTS)
                 await mesh.serve(pod, http=(8080,), lines=(9000,))
+            none = mesh.pod("web", "none")
+            none.place.run(sys.executable, "-m", "xds", "init", "--undo")
+            mesh.write_pod(none, annotations={INTERCEPTION_MODE: "NONE"})
+            mesh.service("web", "none", PORTS)
+            await mesh.enter(EchoApp("web.none", 8080, place=none.place, address="127.0.0.1"))
+            await mesh.enter(LineApp("web.none", 9000, place=none.place, address="127.0.0.1"))
             await mesh.start()
             yield mesh
 
@@ -147,10 +156,12 @@ async def test_requests_that_a_rule_denies_are_reported(mesh):
     assert metric in await mesh.plane.metrics()
 
 
-async def test_requests_that_no_rule_allows_are_reported(mesh):
-    await under(mesh, authorization_policy("allow", source(namespaces=["nobody"])))
-    assert await send(mesh, "allow", "/info") == [["403"]] * 2
-    await reports(mesh, "allow", rows("web.allow", ("", "GET /info", "denied"), ("", "", "denied")))
+@pytest.mark.parametrize("namespace", ["allow", "none"])
+async def test_requests_that_no_rule_allows_are_reported(mesh, namespace):
+    await under(mesh, authorization_policy(namespace, source(namespaces=["nobody"])))
+    assert await send(mesh, namespace, "/info") == [["403"]] * 2
+    denied_rows = rows(f"web.{namespace}", ("", "GET /info", "denied"), ("", "", "denied"))
+    await reports(mesh, namespace, denied_rows)
 
 
 async def test_dry_run_is_judged_together_with_the_other_policies(mesh):
