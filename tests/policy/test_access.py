@@ -156,7 +156,7 @@ class TestPlan:
         (change, *_) = [each for each in prediction.hops if each.port.port == 80]
         assert change.effect is Effect.MAY_BREAK
         assert change.before.conditions == change.after.conditions
-        assert "sends other requests" in change_remedy(change)
+        assert "allow the other requests of" in change_remedy(change)
 
     def test_conditions_may_break_what_becomes_encrypted(self):
         world = mesh(*SHOP, rule("x", "*", "DISABLE"))

@@ -92,7 +92,7 @@ def change_remedy(change: HopChange) -> str:
         return ""
     client = next(change.clients[0].pods)
     if change.after.conditions:
-        return f"check whether {format_clients(change.clients)} sends other requests, and allow those"
+        return f"allow the other requests of {format_clients(change.clients)}, if there are any"
     return remedy(change.after, format_clients(change.clients), client)
 
 
