@@ -33,7 +33,7 @@ from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.observation import Generations, Observed, Report
-from xds.mesh.rollout.permissions import TOGETHER
+from xds.mesh.rollout.permissions import RECENT
 from xds.mesh.rollout.stages import ACCEPTED_SENDS
 from xds.mesh.rollout.waits import Wait, port_wait
 
@@ -311,7 +311,7 @@ class Proxies:
             if server.connected:
                 assert server.modes == {port: served_mode(self.mesh, itself, port).mode for port in PORTS}
                 assert server.rules == rules_of(wanted, itself, http=False)
-        self.now += TOGETHER
+        self.now += RECENT
         self.must_reach, self.must_fail = [self.reachable()], [self.denied()]
 
     # --- what must hold -------------------------------------------------------------------------------------

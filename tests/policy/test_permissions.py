@@ -11,7 +11,7 @@ from tests.policy.world import peer
 from xds.mesh.model.objects import ROLLOUT, Fact, Ref
 from xds.mesh.policy import authorization
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.permissions import MAX_STAGES, MAX_TIMEOUTS, TOGETHER
+from xds.mesh.rollout.permissions import MAX_STAGES, MAX_TIMEOUTS, RECENT
 
 WEB = Ref("Pod", "ns", "web-1")
 
@@ -23,7 +23,7 @@ def world_with(
     world = Proxies(timeout)
     world.set(state(allowed, of, mode))
     world.settle()
-    world.now += TOGETHER
+    world.now += RECENT
     return world
 
 
@@ -113,14 +113,13 @@ def test_changes_of_one_command_may_arrive_one_after_the_other(before, after, or
     # The policy comes last, unless it is deleted.
     for change in changes if after[0] is None else reversed(changes):
         world.set(change)
-        world.now += TOGETHER / 2
+        world.now += RECENT / 2
     check_order(world, order)
 
 
 def test_earlier_policies_are_not_revived_by_a_later_change():
     world = world_with(None, "DISABLE")
     world.set(permission("one"))
-    world.now += TOGETHER
     world.set(client_rule(None))
     assert not world.mesh.served.allow
     assert not permits(world, Send.PLAINTEXT)
@@ -159,16 +158,27 @@ def test_number_of_stages_is_limited():
     (stages,) = set(map(len, world.mesh.served.allow.values()))
     assert stages == MAX_STAGES
     assert permits(world, Send.MTLS)
+    assert permits(world, Send.PLAINTEXT), "clients may still send what they did at first"
 
 
-def test_policies_of_too_many_values_are_not_combined(monkeypatch):
-    """A sidecar might not be able to receive both."""
-    monkeypatch.setattr(authorization, "MAX_VALUES", 3)
+@pytest.mark.parametrize("limit", [3, 4])
+def test_policies_of_too_many_values_are_not_combined(monkeypatch, limit):
+    """A sidecar might not be able to receive all of them."""
+    monkeypatch.setattr(authorization, "MAX_VALUES", limit)
     world = world_with("plaintext", "DISABLE")
     world.set(state("one", None))
     assert world.mesh.served.allow
-    assert not permits(world, Send.PLAINTEXT)
+    assert permits(world, Send.PLAINTEXT) is (limit == 4)
     assert permits(world, Send.MTLS)
+
+
+def test_server_that_is_not_connected_is_not_waited_for():
+    world = world_with("plaintext", "DISABLE")
+    world.servers["web-1"].connected = world.servers["web-2"].connected = False
+    world.set(state("one", None))
+    for _ in range(5):
+        world.step()
+    assert world.mesh.served.generation < 10
 
 
 def test_replaced_pod_starts_with_the_new_policies():

@@ -14,9 +14,8 @@ from typing import NamedTuple, TypeAlias
 from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import port_line, rule_line
-from xds.mesh.model.authorization import Action
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, AuthorizationPolicy, PodKey, Ref
+from xds.mesh.model.objects import POLICY_KINDS, PodKey, Ref
 from xds.mesh.policy.authorization import rules_of
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
@@ -221,9 +220,13 @@ class ProgressTracker:
             keys = [key for key in ports_in_transition(rollouts.rollout) if self._is_in_scope(key[0], mesh)]
             first = nsmallest(MAX_TRANSITIONS, keys)
             yield from map(port_line, port_progress(mesh, rollouts, first))
-        elif isinstance(policy := mesh.get(self._ref), AuthorizationPolicy):
-            pods = (pod for pod in mesh.served.allow if pod.key in self._servers)
-            for pod in nsmallest(MAX_TRANSITIONS, pods) if policy.action is Action.ALLOW else ():
+        elif self._ref.kind == "AuthorizationPolicy":
+            pods = (
+                pod
+                for pod, stages in mesh.served.allow.items()
+                if any(policy.ref == self._ref for stage in stages for policy in stage.policies)
+            )
+            for pod in nsmallest(MAX_TRANSITIONS, pods):
                 yield f"{pod.name}.{pod.namespace} applies earlier ALLOW policies to clients in transition"
         else:
             for rule in rule_progress(rollouts):

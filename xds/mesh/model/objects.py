@@ -806,12 +806,12 @@ even if it breaks connections."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowStage:
-    """ALLOW policies that applied to a pod at some moment of a transition."""
+    """ALLOW policies that apply to some of the connections to a pod in transition."""
 
     policies: tuple[AuthorizationPolicy, ...] = field(hash=False)
     """The policies. If there are none, everything is allowed."""
-    tls: frozenset[bool]
-    """Whether connections use mutual TLS that these policies may allow."""
+    mtls: frozenset[bool]
+    """To which connections they apply: with mutual TLS (True), without (False), or both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

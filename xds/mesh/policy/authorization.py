@@ -1,7 +1,7 @@
 """Authorization decisions: which requests the sidecar of a pod denies.
 
-No other module implements these rules. The translator serves what `rules_of` returns, and predictions
-evaluate it with `decide`.
+No other module implements these rules. Predictions evaluate what `rules_of` returns with `decide`, and the
+translator serves what `served_rules_of` returns: the same, except during transitions.
 
 A rule never admits more because a part of it cannot be enforced: a rule of an ALLOW policy is dropped as a
 whole, and a rule of a DENY policy loses only the condition, so it denies more. This concerns conditions that
@@ -132,17 +132,13 @@ def _enforcing(
     enforced: Sequence[AuthorizationPolicy], stages: tuple[AllowStage, ...], *, http: bool
 ) -> Rules:
     refs = tuple(policy.ref for policy in enforced)
-    deny = tuple(
-        rule
-        for policy in enforced
-        if policy.action is not Action.ALLOW
-        for rule in enforceable_rules(policy, http=http)
-    )
+    denying = [policy for policy in enforced if policy.action is not Action.ALLOW]
+    deny = tuple(rule for policy in denying for rule in enforceable_rules(policy, http=http))
     allow = _allow_rules([policy for policy in enforced if policy.action is Action.ALLOW], http=http)
-    earlier = [policy for stage in stages for policy in stage.policies if policy not in enforced]
+    staged = [policy for stage in stages if stage.mtls for policy in stage.policies]
     if sum(map(count_values, enforced)) > MAX_VALUES:
         deny, allow = (NamedRule(TOO_MANY_VALUES, refs[-1], Rule()),), None
-    elif sum(map(count_values, (*enforced, *earlier))) <= MAX_VALUES and stages:
+    elif stages and sum(map(count_values, (*denying, *staged))) <= MAX_VALUES:
         allow = tuple(_staged(stages, http=http))
     return Rules(hash((deny, allow)), deny, allow, refs)
 
@@ -160,7 +156,7 @@ def _staged(stages: tuple[AllowStage, ...], *, http: bool) -> Iterator[NamedRule
         rules = _allow_rules(stage.policies, http=http)
         if rules is None:
             rules = (NamedRule("no-policy", Ref("AuthorizationPolicy", "", ""), Rule()),)
-        match sorted(stage.tls):
+        match sorted(stage.mtls):
             case []:
                 continue
             case [is_mtls]:

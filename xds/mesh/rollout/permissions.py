@@ -1,19 +1,27 @@
 """ALLOW policies that change while clients change between plaintext and mutual TLS.
 
 An ALLOW policy by identity refuses plaintext, as STRICT does. Until the transition of a pod ends, connections
-as its clients sent them before are therefore subject to the ALLOW policies from before. No request fails that
-all states since then allow, and none is allowed that all of them deny. Other policies, and those of pods
-without a transition, are enforced at once.
+as only its earlier state allows clients to send them are therefore subject to the ALLOW policies from before.
+Other policies, and those of pods without a transition, are enforced at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import inf
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import ROLLOUT, AllowStage, AuthorizationPolicy, Change, Mode, Pod, PortKey, Ref
+from xds.mesh.model.objects import (
+    POLICY_KINDS,
+    ROLLOUT,
+    AllowStage,
+    AuthorizationPolicy,
+    Change,
+    Mode,
+    Pod,
+    PortKey,
+    Ref,
+)
 from xds.mesh.policy.authorization import allow_policies_of
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import services_at
@@ -23,13 +31,10 @@ from xds.mesh.rollout.stages import BOTH
 
 MAX_TIMEOUTS = 3
 """Number of timeouts, one for each phase, after which new policies are enforced in any case."""
-TOGETHER = 2.0
-"""Seconds in which changes count as made together, as those of one `kubectl apply`.
-
-Policies that changed so recently before a transition began count as changed during it.
-"""
-MAX_STAGES = 8
-"""Maximum number of stages of a pod. With more, the oldest is forgotten: what only it allows is denied."""
+MAX_STAGES = 4
+"""Maximum number of stages of a pod: the first one, and the last ones."""
+RECENT = 2.0
+"""Seconds after a change of ALLOW policies in which a server may not have ACKed it yet."""
 
 _REFUSING = {Send.PLAINTEXT: Mode.STRICT, Send.MTLS: Mode.DISABLE}
 """The mode in which a server refuses what clients send."""
@@ -49,8 +54,6 @@ class _Transition(NamedTuple):
 
     stages: tuple[_Stage, ...]
     """The states, of which the last is the current one."""
-    uid: str
-    """UID of the pod."""
     since: float
     """When policies and modes had both changed, in seconds of the event loop's clock."""
 
@@ -58,23 +61,24 @@ class _Transition(NamedTuple):
     def served(self) -> tuple[AllowStage, ...]:
         """The policies of each state, and the connections to which they apply.
 
-        The earliest policies also apply to what no client sends after the transition, because the mode may
-        refuse that. If clients do not change what they send, only the current policies apply to it.
+        The earliest policies also apply to what no client sends after the transition: its mode may refuse
+        that. Only the current ones apply to what all clients in transition send after it.
         """
         *earlier, current = self.stages
-        is_changing = len(frozenset().union(*(sends for _, sends in self.stages))) > 1
-        applied = [sends if is_changing else frozenset[Send]() for _, sends in earlier]
-        applied[0] |= frozenset(BOTH) - current.sends
+        others = frozenset(BOTH) - current.sends
+        applied = [sends & others if others else sends for _, sends in earlier]
+        applied[0] |= others
         stages = zip(self.stages, (*applied, current.sends), strict=True)
         return tuple(
-            AllowStage(policies=policies, tls=frozenset(send is Send.MTLS for send in sends))
+            AllowStage(policies=policies, mtls=frozenset(send is Send.MTLS for send in sends))
             for (policies, _), sends in stages
         )
 
     def followed_by(self, stage: _Stage) -> _Transition:
         """Return the transition with another state."""
-        known = (each for each in self.stages if each != stage)
-        return self._replace(stages=(*known, stage)[-MAX_STAGES:])
+        first, *others = self.stages
+        others = [each for each in others if each != stage]
+        return self._replace(stages=(first, *others[2 - MAX_STAGES :], stage))
 
 
 class Permissions:
@@ -83,8 +87,6 @@ class Permissions:
     def __init__(self, rollout: Rollout) -> None:
         self._rollout = rollout
         self._transitions: dict[Ref, _Transition] = {}
-        self._ended: dict[Ref, float] = {}
-        """When transitions ended recently."""
         self._recent: list[tuple[float, Mesh]] = []
         """The meshes before recent changes of AuthorizationPolicies, and when these were made."""
 
@@ -97,36 +99,39 @@ class Permissions:
             change: the change.
             now: the time, in seconds of the event loop's clock.
         """
-        refs = (*(fact.ref for fact in change.applied), *change.removed)
-        if any(ref.kind == "AuthorizationPolicy" for ref in refs):
+        kinds = {ref.kind for ref in (*(fact.ref for fact in change.applied), *change.removed)}
+        is_changed = "AuthorizationPolicy" in kinds
+        changes_sends = change.config is not None or not kinds.isdisjoint((*POLICY_KINDS, "DestinationRule"))
+        if is_changed:
             self._recent.append((now, before.with_own_caches()))
-        self._recent = [each for each in self._recent if each[0] > now - TOGETHER]
-        if not self._recent and not self._transitions:
-            return
-        for ref in self._rollout.pods_in_transition(after):
-            pod, known = after.get(ref), self._transitions.pop(ref, None)
-            if not isinstance(pod, Pod):
-                continue
+        self._recent = [each for each in self._recent if each[0] > now - RECENT]
+        known, self._transitions = self._transitions, {}
+        for ref in self._rollout.pods_in_transition(after) if known or self._recent else ():
+            old, pod, transition = before.get(ref), after.get(ref), known.get(ref)
+            if not isinstance(old, Pod) or not isinstance(pod, Pod) or old.meta.uid != pod.meta.uid:
+                continue  # No client uses a new pod yet.
             possible, desired = self._sends(after, pod)
             stage = _Stage(allow_policies_of(after, pod), desired)
-            if known is None or known.uid != pod.meta.uid:
-                stages = (_Stage(policies, possible) for policies in self._recent_policies(pod))
-                known = _Transition(tuple(stages)[-MAX_STAGES:], pod.meta.uid, now)
-            is_immediate = any(each.meta.annotations.get(ROLLOUT) == "immediate" for each in stage.policies)
-            is_same = all(each.policies == stage.policies for each in known.stages)
-            if is_same or is_immediate or not desired:
+            if not desired or any(
+                each.meta.annotations.get(ROLLOUT) == "immediate" for each in stage.policies
+            ):
                 continue
-            self._transitions[ref] = known.followed_by(stage)
-            if known.stages[-1] != stage and any(each.policies for each in known.stages):
+            policies = allow_policies_of(before, old) if is_changed else stage.policies
+            if transition is None and policies != stage.policies:
+                transition = _Transition((_Stage(policies, possible),), now)
+            earlier = [*self._recent_policies(pod)] if changes_sends else []
+            if transition:
+                if transition.stages[-1] != stage:
+                    earlier += (each.policies for each in transition.stages)
+                self._transitions[ref] = transition.followed_by(stage)
+            if any(each and each != stage.policies for each in earlier):
                 modes = frozenset(_REFUSING[send] for send in desired)
                 self._rollout.refusals.update(dict.fromkeys(_ports(after, pod), modes))
 
     def _recent_policies(self, pod: Pod) -> Iterator[tuple[AuthorizationPolicy, ...]]:
         """Yield the ALLOW policies of a pod before each recent change."""
-        ended = self._ended.get(pod.ref, -inf)
-        for changed_at, mesh in self._recent:
-            earlier = mesh.get(pod.ref)
-            if changed_at > ended and isinstance(earlier, Pod) and earlier.meta.uid == pod.meta.uid:
+        for _, mesh in self._recent:
+            if isinstance(earlier := mesh.get(pod.ref), Pod):
                 yield allow_policies_of(mesh, earlier)
 
     def _sends(self, mesh: Mesh, pod: Pod) -> tuple[frozenset[Send], frozenset[Send]]:
@@ -148,20 +153,17 @@ class Permissions:
 
     def served(self, mesh: Mesh, now: float) -> dict[Ref, tuple[AllowStage, ...]]:
         """Return the policies to serve during transitions, by pod. Forget transitions that have ended."""
-        if self._transitions:
-            in_transition = self._rollout.pods_in_transition(mesh)
-            oldest = now - MAX_TIMEOUTS * (self._rollout.timeout or 0)
-            ended = {
-                ref
+        rollout, oldest = self._rollout, now - MAX_TIMEOUTS * (self._rollout.timeout or 0)
+        if self._transitions or rollout.refusals:
+            in_transition = rollout.pods_in_transition(mesh)
+            self._transitions = {
+                ref: transition
                 for ref, transition in self._transitions.items()
-                if ref not in in_transition or transition.since <= oldest
+                if ref in in_transition and transition.since > oldest
             }
-            self._ended = {ref: at for ref, at in self._ended.items() if at > now - TOGETHER}
-            self._ended |= dict.fromkeys(ended, now)
-            for ref in ended:
-                del self._transitions[ref]
-        refusals = self._rollout.refusals
-        self._rollout.refusals = {key: refusals[key] for key in refusals if key[0] in self._transitions}
+            rollout.refusals = {
+                key: rollout.refusals[key] for key in rollout.refusals if key[0] in in_transition
+            }
         return {ref: transition.served for ref, transition in self._transitions.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import inf
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, PortKey, Ref
@@ -101,7 +102,9 @@ class Planner:
                 if observed.peers or observed.own.has_earlier_connections or asked:
                     clients = transition.clients.widen(BOTH, self.generation, self.now)
                     transition = replace(transition, clients=clients)
-            modes = (*(ask.mode for ask in asked), *rollout.refusals.get(key, ()))
+            modes = {ask.mode for ask in asked}
+            if observed.server_generation(key[0]) < inf:
+                modes |= rollout.refusals.get(key, frozenset())
             listener = transition.listener.widen(modes, self.generation, self.now)
             yield key, transition.with_stages(listener, transition.clients)
 
