@@ -43,7 +43,7 @@ def logs(size: int) -> bytes:
     for number in range(size // 40):
         common = message.tcp_logs.log_entry.add().common_properties
         address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-        common.downstream_remote_address.socket_address.address = address
+        common.downstream_direct_remote_address.socket_address.address = address
         common.downstream_local_address.socket_address.port_value = 1 + number % 65_535
     data = bytes(message.SerializeToString())
     assert size / 2 < len(data) <= size

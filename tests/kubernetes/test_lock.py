@@ -58,7 +58,7 @@ class Shop:
         message: Any = message_class(ACCESS_LOGS)()
         message.identifier.node.id = "sidecar~127.0.0.1~web.shop~shop.svc.cluster.local"
         common = message.tcp_logs.log_entry.add().common_properties
-        common.downstream_remote_address.socket_address.address = OUTSIDER
+        common.downstream_direct_remote_address.socket_address.address = OUTSIDER
         common.downstream_local_address.socket_address.port_value = 8080
         common.access_log_type = 6
         call = self.channel.stream_stream(f"/{LOG_SERVICE}/StreamAccessLogs")(timeout=PATIENCE)

@@ -50,7 +50,7 @@ class Reporter:
         message.identifier.node.id = self._node
         for _ in range(count):
             common = message.tcp_logs.log_entry.add().common_properties
-            common.downstream_remote_address.socket_address.address = peer
+            common.downstream_direct_remote_address.socket_address.address = peer
             common.downstream_local_address.socket_address.port_value = 8080
             common.access_log_type = 6
         await self._send(LOGS, message)

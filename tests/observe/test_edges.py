@@ -203,3 +203,30 @@ def test_paths_of_a_denial_are_limited():
     traffic.expire(NOON + RETENTION + 1)
     deny("/new")
     assert {key.denial.path for key, _ in traffic.edges()} == {"/new"}
+
+
+def test_denied_plaintext_is_forgotten_after_a_day():
+    """Nobody can see it afterwards, and it would use up the limits for a week."""
+    traffic, plaintext = Traffic(), key(mode=TrafficMode.PLAINTEXT)
+    add(traffic, plaintext._replace(denial=Denial("ns[a]-policy[b]-rule[0]", "GET", "/a")), 1, NOON)
+    add(traffic, plaintext, 1, NOON)
+    traffic.expire(NOON + RETENTION + 1)
+    assert [found for found, _ in traffic.changes(0)] == [plaintext]
+
+
+def test_paths_of_an_address_count_once():
+    def of(address: str, path: str) -> EdgeKey:
+        return EdgeKey(Client("", address), WEB, TrafficMode.PLAINTEXT, Denial("", "GET", path))
+
+    traffic = Traffic()
+    for number in range(MAX_ADDRESSES):
+        for path in "/a", "/b":
+            add(traffic, of(f"203.0.113.{number}", path), 1, NOON)
+    add(traffic, of("203.0.114.1", "/a"), 1, NOON)
+    assert {edge.client.name for edge, _ in traffic.edges()} == {
+        *(f"203.0.113.{number}" for number in range(MAX_ADDRESSES)),
+        OTHER_ADDRESSES.name,
+    }
+    traffic.expire(NOON + RETENTION + 1)
+    add(traffic, of("203.0.114.1", "/a"), 1, NOON + RETENTION + 1)
+    assert [edge.client.name for edge, _ in traffic.edges()] == ["203.0.114.1"]

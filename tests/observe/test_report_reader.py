@@ -54,7 +54,7 @@ class World:
         message: Any = message_class(ACCESS_LOGS)()
         for peer, port, kind, refused in entries:
             common = message.tcp_logs.log_entry.add().common_properties
-            common.downstream_remote_address.socket_address.address = peer
+            common.downstream_direct_remote_address.socket_address.address = peer
             common.downstream_local_address.socket_address.port_value = port
             common.access_log_type = kind
             common.response_flags.no_route_found = refused
@@ -243,7 +243,7 @@ def denied(world: World, *names: str, kind: int = END, peer: str = "192.0.2.1", 
     """Report an entry of the log `denied`, with tags and metadata."""
     message: Any = message_class(ACCESS_LOGS)()
     common = message.tcp_logs.log_entry.add().common_properties
-    common.downstream_remote_address.socket_address.address = peer
+    common.downstream_direct_remote_address.socket_address.address = peer
     common.downstream_local_address.socket_address.port_value = 8080
     common.access_log_type = kind
     for name in names:
@@ -277,6 +277,7 @@ GET = DENIED | {"enforced_effective_policy_id": RULE, "method": "GET"}
         (GET | {"path": "/a/b/"}, Denial(RULE, "GET", "/a/b/*")),
         (GET | {"path": "/a/b/c/d"}, Denial(RULE, "GET", "/a/b/*")),
         (GET | {"path": "/a?token=/b/c"}, Denial(RULE, "GET", "/a")),
+        (GET | {"path": "/a;session=b/c;d"}, Denial(RULE, "GET", "/a/c")),
         (GET | {"path": "/" + "a" * 70}, Denial(RULE, "GET", "/" + "a" * 63 + "*")),
         (GET | {"path": "/a\x1b[31m"}, Denial(RULE, "GET", "*")),
         (GET | {"path": "example.com:443"}, Denial(RULE, "GET", "*")),
@@ -369,7 +370,7 @@ def test_denied_plaintext_request_is_no_plaintext_traffic():
     message: Any = message_class(ACCESS_LOGS)()
     for result in ("denied", "allowed"):
         common = message.tcp_logs.log_entry.add().common_properties
-        common.downstream_remote_address.socket_address.address = LEGACY.address
+        common.downstream_direct_remote_address.socket_address.address = LEGACY.address
         common.downstream_local_address.socket_address.port_value = 8080
         fields = common.metadata.filter_metadata[access_logs.HTTP_RBAC].fields
         fields["enforced_engine_result"].string_value = result

@@ -124,7 +124,7 @@ def report_connections(port: int, node_id: str, connections: Iterable[tuple[str,
     message.identifier.node.id = node_id
     for address, to_port, is_refused in connections:
         common = message.tcp_logs.log_entry.add().common_properties
-        common.downstream_remote_address.socket_address.address = address
+        common.downstream_direct_remote_address.socket_address.address = address
         common.downstream_local_address.socket_address.port_value = to_port
         common.response_flags.no_route_found = is_refused
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -68,12 +68,15 @@ async def under(mesh: Mesh, *objects: Manifest) -> None:
 
 
 async def send(mesh: Mesh, namespace: str, *paths: str) -> list[list[str]]:
-    """Send requests and a TCP connection from both clients; return the status codes of each."""
+    """Send requests and a TCP connection from both clients; return the status codes of each.
+
+    The requests claim to come from the other client, and to have another path.
+    """
     codes = []
-    for client in (CLIENT, OUTSIDER):
-        codes.append(
-            [(await mesh[client].client.get(f"http://web.{namespace}{path}")).code for path in paths]
-        )
+    for client, other in ((CLIENT, OUTSIDER), (OUTSIDER, CLIENT)):
+        headers = {"X-Forwarded-For": mesh[other].address, "X-Envoy-Original-Path": "/harmless"}
+        urls = [f"http://web.{namespace}{path}" for path in paths]
+        codes.append([(await mesh[client].client.get(url, headers=headers)).code for url in urls])
         await mesh.exchange(TCP, client, f"web.{namespace}", 90)
     return codes
 

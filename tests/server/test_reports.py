@@ -47,7 +47,7 @@ def logs(pod: str = "sleep-1", *, peer: str = "10.0.0.9", entries: int = 1) -> b
     message.identifier.node.id = NODE.format(pod)
     for _ in range(entries):
         common = message.tcp_logs.log_entry.add().common_properties
-        common.downstream_remote_address.socket_address.address = peer
+        common.downstream_direct_remote_address.socket_address.address = peer
         common.downstream_local_address.socket_address.port_value = 8080
         common.access_log_type = 6
     return bytes(message.SerializeToString())
@@ -267,6 +267,7 @@ async def test_number_of_streams_of_a_sidecar_is_limited(site: Site):
         calls = [await sent(channel, LOGS, logs()) for _ in range(MAX_STREAMS)]
         await eventually(lambda: site.reports.received[LOG_SERVICE] == MAX_STREAMS)
         assert await status(channel, LOGS, logs()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert site.reports.dropped["too many streams"] == 1
         calls.pop().cancel()
 
         async def is_accepted() -> bool:

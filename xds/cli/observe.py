@@ -92,6 +92,8 @@ def observe(
         kind = "plaintext or refused traffic" if plaintext else "traffic"
         kind = f"denied {kind}" if denied else kind
         typer.echo(f"no {kind} was reported in the last {_observed_for(response)}")
+        if denied:
+            typer.echo("sidecars with Envoy 1.36 or older do not report what they deny")
     _print_notes(response)
 
 

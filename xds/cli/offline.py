@@ -34,10 +34,11 @@ class OfflinePolicies:
     def problems(self) -> Sequence[Problem]:
         """Return the problems of objects, and the objects without effect."""
         is_running = self._read.folder is None
-        # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
+        # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests. That an
+        # AuthorizationPolicy allows nothing may be intended.
         ineffective = (
-            replace(problem, notice=problem.notice and is_running)
-            for found in without_effect(self._mesh).problems.values()
+            replace(problem, notice=problem.notice and (is_running or ref.kind == "AuthorizationPolicy"))
+            for ref, found in without_effect(self._mesh).problems.items()
             for problem in found
         )
         return [*self._read.problems, *ineffective]

@@ -25,7 +25,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, PodKey
 from xds.mesh.observe.edges import MAX_DENIALS, MAX_DENIALS_PER_REPORTER, Traffic
 from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT, ReportReader
-from xds.protocol.limits import Budgets, Limits, Reservation
+from xds.protocol.limits import Budgets, LimitError, Limits, Reservation
 from xds.server import DiscoveryService, Refused, StreamInfo
 from xds.server.report_streams import MAX_REPORT_BYTES
 
@@ -40,7 +40,7 @@ SERVICES_PER_INTERVAL = 500
 """Number of services that one INTERVAL is sufficient for. A report has an entry for every service port."""
 REPORTS_PER_SECOND = 30
 """Number of load reports per second above which the interval grows with the number of sidecars."""
-MAX_STREAMS = 64
+MAX_STREAMS = 96
 """Maximum number of streams of one sidecar. Envoy has one, and up to two for each of its worker threads."""
 MAX_INCOMPLETE = 10_000
 """Maximum number of namespaces in `incomplete`; beyond it, the gap counts for all namespaces."""
@@ -68,7 +68,7 @@ class TrafficReports:
         self.received: Counter[str] = Counter({LOAD_SERVICE: 0, LOG_SERVICE: 0})
         """Number of reports that were read, by service."""
         self.dropped: Counter[str] = Counter(
-            {"too large": 0, "overload": 0, "CPU budget": 0, "unknown pod": 0}
+            {"too large": 0, "overload": 0, "CPU budget": 0, "unknown pod": 0, "too many streams": 0}
         )
         """Number of reports that were not read, by reason."""
         self.last_dropped = 0.0
@@ -165,7 +165,12 @@ class TrafficReports:
         pod = self._controller.mesh.pod(*key)
         _check(info.caller, key, pod)
         client = budget_key(info.caller, key, is_known=pod is not None)
-        stream = _Stream(self, service, key, pod, info.caller, client, self._budgets.open(client), response)
+        try:
+            reservation = self._budgets.open(client)
+        except LimitError:
+            self._refused("too many streams", info.caller)
+            raise
+        stream = _Stream(self, service, key, pod, info.caller, client, reservation, response)
         try:
             self.read(service, key, pod, message)
         except BaseException:

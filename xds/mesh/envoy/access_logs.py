@@ -62,7 +62,7 @@ LOG_TAG, METHOD_TAG, PATH_TAG, DETAILS_TAG = "log", "method", "path", "details"
 query, and why Envoy ended a connection that is not HTTP."""
 MAX_PATH = 128
 """Number of characters of a path that are reported."""
-_HTTP_TAGS = {METHOD_TAG: "%REQ(:METHOD):32%", PATH_TAG: f"%PATH(NQ):{MAX_PATH}%"}
+_HTTP_TAGS = {METHOD_TAG: "%REQ(:METHOD):32%", PATH_TAG: f"%PATH(NQ:PATH):{MAX_PATH}%"}
 _TCP_TAGS = {DETAILS_TAG: "%CONNECTION_TERMINATION_DETAILS%"}
 
 

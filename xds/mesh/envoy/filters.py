@@ -66,11 +66,14 @@ _REQUEST_TIMEOUT = timedelta(seconds=15)
 _UPGRADES = ("websocket",)
 """Protocols to which HTTP connections can be upgraded."""
 _PEER_ALIASES = (
-    "x[^a-z0-9-]forwarded[^a-z0-9]client[^a-z0-9]cert"
-    "|x-forwarded[^a-z0-9-]client[^a-z0-9]cert"
-    "|x-forwarded-client[^a-z0-9-]cert"
+    "x[^a-z0-9-]forwarded[^a-z0-9]client[^a-z0-9]cert",
+    "x-forwarded[^a-z0-9-]client[^a-z0-9]cert",
+    "x-forwarded-client[^a-z0-9-]cert",
 )
-"""Header names that differ from x-forwarded-client-cert only in separators, in lower case as in Envoy."""
+"""Header names that differ from x-forwarded-client-cert only in separators, in lower case as in Envoy.
+
+In one regular expression, they would be too large for Envoy before 1.39, which rejects the listener.
+"""
 
 
 @lru_cache(maxsize=1)
@@ -176,7 +179,8 @@ def healthy(cluster: str, path: str) -> HttpFilter:
 def _without_peer_aliases() -> HttpFilter:
     # CGI and WSGI servers map "-" and "_" to the same character, and some servers map more. Their
     # applications could not distinguish a client's x_forwarded_client_cert from the header that Envoy sets.
-    config = HeaderMutationFilter(mutations=Mutations(request_mutations=[_without_headers(_PEER_ALIASES)]))
+    mutations = Mutations(request_mutations=[_without_headers(names) for names in _PEER_ALIASES])
+    config = HeaderMutationFilter(mutations=mutations)
     return HttpFilter(name=_HEADER_MUTATION, typed_config=pack(config))
 
 

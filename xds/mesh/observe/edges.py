@@ -27,7 +27,7 @@ MAX_PATHS = 20
 """Maximum number of methods and paths that one rule denies to one client of a target. Further ones share an
 edge."""
 MAX_ADDRESSES = 50
-"""Maximum number of edges of addresses outside the mesh to one target. Further ones share one edge."""
+"""Maximum number of addresses outside the mesh with edges to one target. Further ones share an edge."""
 RATE_MINUTES = 5
 """Number of minutes that the rate of an edge is averaged over."""
 
@@ -123,6 +123,11 @@ class EdgeKey(NamedTuple):
     """How it sent its requests."""
     denial: Denial | None = None
     """Why they are denied. Denials are edges of a `Traffic` of their own."""
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it is remembered for UNENCRYPTED_RETENTION: a server in mode STRICT would refuse it."""
+        return self.mode in UNENCRYPTED and not self.denial
 
     @property
     def series(self) -> tuple[str, str]:
@@ -286,7 +291,9 @@ class Traffic:
         self._by_series: Counter[tuple[str, str]] = Counter()
         """Number of edges by `EdgeKey.series`."""
         self._addresses: Counter[Target] = Counter()
-        """Number of edges of addresses, by target."""
+        """Number of addresses with edges, by target."""
+        self._edges_of: Counter[tuple[Client, Target]] = Counter()
+        """Number of edges of each of these addresses."""
         self._paths: Counter[EdgeKey] = Counter()
         """Number of edges of denied requests that differ only by method and path."""
         self._max_edges = max_edges
@@ -336,7 +343,8 @@ class Traffic:
             self._edges[key] = edge
             self._by_series[key.series] += 1
             if _is_address(key.client):
-                self._addresses[key.target] += 1
+                self._edges_of[key.client, key.target] += 1
+                self._addresses[key.target] += self._edges_of[key.client, key.target] == 1
             if key.denial:
                 self._paths[_any_path(key)] += 1
             if len(self._edges) + len(self._past) > self._max_edges:
@@ -380,7 +388,7 @@ class Traffic:
         self._expired_at = now
         while self._edges and _oldest(self._edges).last_seen < now - RETENTION:
             key, edge = self._pop_oldest()
-            if key.mode in UNENCRYPTED:
+            if key.is_evidence:
                 edge.clear_counts()
                 self._past[key] = edge
             else:
@@ -390,7 +398,8 @@ class Traffic:
 
     def _shared(self, key: EdgeKey) -> EdgeKey:
         """Return the key of a new edge: a shared one if there are many of its addresses or paths."""
-        if _is_address(key.client) and self._addresses[key.target] >= MAX_ADDRESSES:
+        is_new = _is_address(key.client) and (key.client, key.target) not in self._edges_of
+        if is_new and self._addresses[key.target] >= MAX_ADDRESSES:
             key = key._replace(client=OTHER_ADDRESSES)
         if key.denial and key.denial.path and self._paths[_any_path(key)] >= MAX_PATHS:
             key = _any_path(key)
@@ -408,7 +417,9 @@ class Traffic:
         if not self._by_series[key.series]:
             self.totals.pop(key.series, None)
         if _is_address(key.client):
-            _decrement(self._addresses, key.target)
+            _decrement(self._edges_of, (key.client, key.target))
+            if (key.client, key.target) not in self._edges_of:
+                _decrement(self._addresses, key.target)
         if key.denial:
             _decrement(self._paths, _any_path(key))
         return key, edge

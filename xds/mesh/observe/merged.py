@@ -101,7 +101,7 @@ class PeerTraffic:
         """
         if edge.last_seen < now - RETENTION:
             known = self._replicas.get(replica, _Edges()).get(key) or self._past.get((replica, key))
-            if key.mode in UNENCRYPTED and not (known and known.last_seen >= edge.last_seen):
+            if key.is_evidence and not (known and known.last_seen >= edge.last_seen):
                 self._past[replica, key] = edge
                 self.version += 1
             return
@@ -128,7 +128,7 @@ class PeerTraffic:
         for name, edges in tuple(self._replicas.items()):
             while edges and next(iter(edges.values())).last_seen < now - RETENTION:
                 key, edge = edges.popitem(last=False)
-                if key.mode in UNENCRYPTED:
+                if key.is_evidence:
                     edge.clear_counts()
                     self._past[name, key] = edge
             if not edges:

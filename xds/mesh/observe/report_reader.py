@@ -95,7 +95,7 @@ class ReportReader:
         self.ignored += max(len(entries) - MAX_ENTRIES, 0)
         for entry in islice(entries, MAX_ENTRIES):
             common = entry.common_properties
-            remote = common.downstream_remote_address.socket_address.address
+            remote = common.downstream_direct_remote_address.socket_address.address
             port = common.downstream_local_address.socket_address.port_value
             is_refused, uncounted = common.response_flags.no_route_found, _UNCOUNTED
             identity = denial = None
@@ -205,8 +205,8 @@ def _metadata(common: Any, namespace: str, key: str) -> str:
 
 def _prefix(path: str) -> str:
     """Return a path without its query, or as a prefix with `*` if it is long."""
-    path = path.partition("?")[0]
+    path = re.sub(";[^/]*", "", path.partition("?")[0])
     if not _PATH.fullmatch(path):
         return "*"
-    prefix = "/".join(path.split("/")[: _MAX_SEGMENTS + 1])[:_MAX_PREFIX]
+    prefix = "/".join(path.split("/", _MAX_SEGMENTS + 1)[: _MAX_SEGMENTS + 1])[:_MAX_PREFIX]
     return path if prefix == path else f"{prefix}/*" if path.startswith(f"{prefix}/") else f"{prefix}*"

@@ -122,9 +122,14 @@ def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ..
     deciding = [policy for policy in policies if policy.action is not Action.AUDIT]
     enforced = [policy for policy in deciding if not policy.dry_run]
     rules = _enforcing(enforced, stages, http=http)
-    if stages or deciding == enforced or sum(map(count_values, (*enforced, *deciding))) > MAX_VALUES:
+    if stages or deciding == enforced:
         return rules
-    proposed = _enforcing(deciding, (), http=http)
+    proposed, values = _enforcing(deciding, (), http=http), sum(map(count_values, deciding))
+    is_too_much = values <= MAX_VALUES < values + sum(map(count_values, enforced))
+    # Other rules in a filter chain end its connections.
+    is_same = not http and (proposed.deny, proposed.allow) == (rules.deny, rules.allow)
+    if is_too_much or is_same:
+        return rules
     return rules._replace(digest=hash((rules, proposed)), proposed=proposed)
 
 
