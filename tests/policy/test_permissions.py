@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.rollout_world import PERMISSIONS, UNREAD, Proxies, client_rule, permission
-from tests.policy.world import peer
-from xds.mesh.model.objects import ROLLOUT, Fact, Ref
+from tests.policy.world import HTTP, peer, service, slices
+from xds.mesh.model.objects import ROLLOUT, Fact, Ref, ServicePort
 from xds.mesh.policy import authorization
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.permissions import MAX_STAGES, MAX_TIMEOUTS, RECENT
@@ -198,3 +198,22 @@ def test_immediate_policy_is_enforced_at_once():
     world.set({**state("one", None), ref: immediate})
     assert not world.mesh.served.allow
     assert not permits(world, Send.PLAINTEXT)
+
+
+def test_service_without_listed_pods_has_no_say():
+    """A terminating pod, which no EndpointSlice lists, keeps its ports, but no client sends to them."""
+    world = world_with(None, "DISABLE")
+    other = service("other", "ns", ServicePort(port=70, target=7070, name="http"), app="web")
+    world.change(other, slices(other, port=7070), service("else", "ns", HTTP))
+    world.set(state("one", None))
+    assert permits(world, Send.PLAINTEXT)
+    assert permits(world, Send.MTLS)
+
+
+def test_pod_that_is_newer_than_the_policy_change():
+    world = world_with("mutual TLS", None)
+    world.set(permission("one"))
+    pod = world.facts[WEB]
+    world.change(replace(pod, meta=replace(pod.meta, ref=Ref("Pod", "ns", "web-9")), address="10.9.9.9"))
+    world.set(client_rule("DISABLE"))
+    assert not world.mesh.served.allow
