@@ -121,6 +121,7 @@ def test_earlier_policies_are_not_revived_by_a_later_change():
     world = world_with(None, "DISABLE")
     world.set(permission("one"))
     world.set(client_rule(None))
+    world.change(service("else", "ns", HTTP))
     assert not world.mesh.served.allow
     assert not permits(world, Send.PLAINTEXT)
 

@@ -477,6 +477,16 @@ class AuthorizationPolicy(Object):
     dry_run: bool = False
     """Whether the policy is not enforced (annotation istio.io/dry-run)."""
 
+    @property
+    def is_enforced(self) -> bool:
+        """Whether sidecars deny requests because of it."""
+        return not self.dry_run and self.action is not Action.AUDIT
+
+    @property
+    def restricts(self) -> bool:
+        """Whether it is an enforced ALLOW policy: a request has to match a rule of one, if there are any."""
+        return self.is_enforced and self.action is Action.ALLOW
+
     def is_mesh_wide(self, root_namespace: str) -> bool:
         """Whether it may apply to pods of every namespace."""
         return self.namespace == root_namespace

@@ -100,11 +100,8 @@ class ReportReader:
             is_refused, uncounted = common.response_flags.no_route_found, _UNCOUNTED
             identity = denial = None
             if common.custom_tags.get(access_logs.LOG_TAG) == access_logs.DENIED:
-                identity, denial, uncounted = (
-                    _authenticated(mesh, common),
-                    _denial(common),
-                    _UNCOUNTED_DENIALS,
-                )
+                identity, denial = _authenticated(mesh, common), _denial(common)
+                uncounted = _UNCOUNTED_DENIALS
                 if denial is None:
                     self.ignored += 1
                     continue

@@ -120,8 +120,8 @@ def _policy(
     for http in protocols:
         found, unknown = matching(config, enforceable_rules(policy, http=http), asked)
         results.add(True if found else None if unknown else False)
-    is_enforced = not policy.dry_run and policy.action is not Action.AUDIT
-    return PolicyMatch(policy.ref, policy.action, results.pop() if len(results) == 1 else None, is_enforced)
+    matches = results.pop() if len(results) == 1 else None
+    return PolicyMatch(policy.ref, policy.action, matches, policy.is_enforced)
 
 
 class _Comparison(NamedTuple):
@@ -137,7 +137,7 @@ class _Comparison(NamedTuple):
         rules = (
             NearestRule(policy.ref, index, self._compared(rule))
             for policy in policies
-            if policy.action is Action.ALLOW and not policy.dry_run
+            if policy.restricts
             for index, rule in enumerate(policy.rules)
         )
         return min(rules, key=lambda rule: _distance(rule.fields), default=None)

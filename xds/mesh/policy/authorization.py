@@ -120,7 +120,7 @@ def _cached_rules(mesh: Mesh, pod: Pod, stages: tuple[AllowStage, ...], *, http:
 
 def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ...], *, http: bool) -> Rules:
     deciding = [policy for policy in policies if policy.action is not Action.AUDIT]
-    enforced = [policy for policy in deciding if not policy.dry_run]
+    enforced = [policy for policy in deciding if policy.is_enforced]
     rules = _enforcing(enforced, stages, http=http)
     if stages or deciding == enforced:
         return rules
@@ -157,29 +157,21 @@ def _allow_rules(policies: Sequence[AuthorizationPolicy], *, http: bool) -> tupl
 def _staged(stages: tuple[AllowStage, ...], *, http: bool) -> Iterator[NamedRule]:
     """Yield the rules of ALLOW policies during a transition. The earliest stage comes last."""
     mtls = (Pattern(PatternKind.PRESENT, ""),)
+    everything = (NamedRule("no-policy", Ref("AuthorizationPolicy", "", ""), Rule()),)
     for number, stage in enumerate(reversed(stages)):
-        rules = _allow_rules(stage.policies, http=http)
-        if rules is None:
-            rules = (NamedRule("no-policy", Ref("AuthorizationPolicy", "", ""), Rule()),)
-        match sorted(stage.mtls):
-            case []:
-                continue
-            case [is_mtls]:
-                condition = Condition(Attribute.PRINCIPAL, *((mtls,) if is_mtls else ((), mtls)))
-                rules = tuple(each._replace(rule=_with(each.rule, condition)) for each in rules)
-        for each in rules:
-            yield each._replace(name=f"{each.name}-earlier[{number}]" if number else each.name)
-
-
-def _with(rule: Rule, condition: Condition) -> Rule:
-    return rule._replace(conditions=(*rule.conditions, condition))
+        rules = _allow_rules(stage.policies, http=http) if stage.mtls else ()
+        more: tuple[Condition, ...] = ()
+        if len(stage.mtls) == 1:
+            values, excluded = (mtls, ()) if True in stage.mtls else ((), mtls)
+            more = (Condition(Attribute.PRINCIPAL, values, excluded),)
+        for name, policy, rule in everything if rules is None else rules:
+            suffix = f"-earlier[{number}]" if number else ""
+            yield NamedRule(name + suffix, policy, rule._replace(conditions=(*rule.conditions, *more)))
 
 
 def allow_policies_of(mesh: Mesh, pod: Pod) -> tuple[AuthorizationPolicy, ...]:
     """Return the enforced ALLOW policies that apply to a pod."""
-    return tuple(
-        policy for policy in policies_of(mesh, pod) if policy.action is Action.ALLOW and not policy.dry_run
-    )
+    return tuple(policy for policy in policies_of(mesh, pod) if policy.restricts)
 
 
 def enforceable_rules(policy: AuthorizationPolicy, *, http: bool) -> Iterator[NamedRule]:

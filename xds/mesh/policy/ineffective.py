@@ -225,7 +225,7 @@ class _Space:
     @cached_property
     def allowing_all(self) -> list[AuthorizationPolicy]:
         """ALLOW policies with a rule that matches all requests, of this and of the root namespace."""
-        return [each for each in self.authorization_policies if _allows(each) and Rule() in each.rules]
+        return [each for each in self.authorization_policies if each.restricts and Rule() in each.rules]
 
     @cached_property
     def closed(self) -> list[tuple[Pod, set[str]]]:
@@ -243,12 +243,7 @@ class _Space:
 
 
 def _has_rules(policy: AuthorizationPolicy) -> bool:
-    return _allows(policy) and bool(policy.rules)
-
-
-def _allows(policy: AuthorizationPolicy) -> bool:
-    """Whether a policy is an ALLOW policy that is enforced."""
-    return policy.action is Action.ALLOW and not policy.dry_run
+    return policy.restricts and bool(policy.rules)
 
 
 def _in_namespace(space: _Space) -> Iterator[_Finding]:
@@ -296,7 +291,7 @@ def _authorization(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Find
     if not space.is_root and (finding := _without_sidecar(facts, policy, pods)):
         yield finding
         return
-    if _allows(policy):
+    if policy.restricts:
         yield from _allow(space, policy)
     if space.is_root:
         return

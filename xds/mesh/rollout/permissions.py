@@ -108,6 +108,8 @@ class Permissions:
         known, self._transitions = self._transitions, {}
         for ref in self._rollout.pods_in_transition(after) if known or self._recent else ():
             old, pod, transition = before.get(ref), after.get(ref), known.get(ref)
+            if not (transition or is_changed or changes_sends):
+                continue
             if not isinstance(old, Pod) or not isinstance(pod, Pod) or old.meta.uid != pod.meta.uid:
                 continue  # No client uses a new pod yet.
             possible, desired = self._sends(after, pod)
