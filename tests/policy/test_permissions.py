@@ -218,3 +218,12 @@ def test_pod_that_is_newer_than_the_policy_change():
     world.change(replace(pod, meta=replace(pod.meta, ref=Ref("Pod", "ns", "web-9")), address="10.9.9.9"))
     world.set(client_rule("DISABLE"))
     assert not world.mesh.served.allow
+
+
+def test_pod_that_was_replaced_unseen_starts_with_the_new_policies():
+    """A watch that was interrupted reports only the new pod."""
+    world = world_with(None, "DISABLE")
+    world.set(state("one", None))
+    pod = world.facts[WEB]
+    world.change(replace(pod, meta=replace(pod.meta, uid="another")))
+    assert WEB not in world.mesh.served.allow
