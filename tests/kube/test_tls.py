@@ -5,8 +5,13 @@ Certificates of EKS lack the authority key identifier, and CAs of older MicroK8s
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import ipaddress
+import socket
 import ssl
+import threading
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -124,3 +129,33 @@ async def test_expired_certificate_is_refused(tmp_path):
     async with serving(context) as port:
         with pytest.raises(KubeError, match="certificate verify failed: certificate has expired"):
             await read_version(root, port)
+
+
+def test_streams_are_closed_at_once(tmp_path):
+    """A server that is slow to end TLS keeps no connection open."""
+    root, context = write_certificates(tmp_path)
+    done = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as stream:
+            stream.recv(65536)
+            stream.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n")
+            done.wait(30)
+
+    async def read_line(port: int) -> bytes:
+        configuration = client.Configuration(host=f"https://127.0.0.1:{port}", ssl_ca_cert=str(root))
+        async with KubeApi(configuration, "default") as api, api.stream("/", idle=10) as content:
+            return await content.readline()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        server = threading.Thread(target=serve, args=[listener])
+        server.start()
+        try:
+            assert asyncio.run(read_line(listener.getsockname()[1])) == b"{}\n"
+            gc.collect()
+        finally:
+            done.set()
+            server.join()
+    assert not [str(warning.message) for warning in caught]

@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.compose.environment import MissingError
 from tests.kubernetes.environment.node import NodeCluster, why_no_nodes
@@ -30,6 +31,7 @@ from tests.kubernetes.workloads import (
     spread,
     url,
 )
+from tests.support.authorization import authorization_policy, operation, source
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
@@ -42,6 +44,12 @@ LOSSY = ("kill a sidecar", "kill an application")
 """Actions that may fail requests, until the pod is no endpoint any more."""
 RECOVERY = 10.0
 """Time that this may take, in seconds."""
+PERMISSIONS: dict[str, Mapping[str, Any]] = {
+    "all": {},
+    "GET": operation(methods=["GET"]),
+    "the client": source(serviceAccounts=["default"]),
+}
+"""Rules of the AuthorizationPolicy. Each allows the client's requests, the last one only with mutual TLS."""
 
 
 @dataclass(slots=True)
@@ -121,9 +129,13 @@ class Soak:
         return unexplained
 
     async def _change_policy(self) -> str:
+        """Change mode and permissions in one `kubectl apply`; both always allow the client's requests."""
         mode = self._chance.choice(("STRICT", "PERMISSIVE", "DISABLE"))
-        await apply(self._cluster, NAMESPACE, peer_authentication(NAMESPACE, mode))
-        return mode
+        # A client that sends plaintext has no identity.
+        allowed = self._chance.choice(list(PERMISSIONS)[: 2 if mode == "DISABLE" else 3])
+        permissions = authorization_policy(NAMESPACE, PERMISSIONS[allowed])
+        await apply(self._cluster, NAMESPACE, peer_authentication(NAMESPACE, mode), permissions)
+        return f"{mode}, {allowed} allowed"
 
     async def _restart(self) -> str:
         await restarted(self._cluster, NAMESPACE, "web", PATIENCE)

