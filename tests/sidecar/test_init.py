@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import shutil
 import socket
 import subprocess
@@ -34,6 +36,18 @@ def init(place: Namespace, *flags: str, before: tuple[str, ...] = ()) -> subproc
         place.command(*before, sys.executable, "-m", "xds", "init", *flags),
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
+
+
+def answer_on_terminal(place: Namespace, answer: str, *flags: str) -> int:
+    """Run `xds init` with a terminal on which somebody answers; return the exit status."""
+    terminal, end = pty.openpty()
+    os.write(terminal, f"{answer}\n".encode())
+    command = place.command(sys.executable, "-m", "xds", "init", *flags)
+    try:
+        return subprocess.run(command, stdin=end, capture_output=True, check=False, timeout=120).returncode
+    finally:
+        os.close(terminal)
+        os.close(end)
 
 
 def assert_success(done: subprocess.CompletedProcess[str]) -> None:
@@ -104,6 +118,16 @@ class TestRedirection:
 
         assert_success(init(pods.pod.place, "--undo"))
         assert [await pods.comes(8080), await pods.leaves(8080)] == ["app", "other"]
+
+    async def test_people_are_asked_first(self, pods):
+        assert answer_on_terminal(pods.pod.place, "n") == 1
+        assert await pods.leaves(8080) == "other"
+        assert answer_on_terminal(pods.pod.place, "y") == 0
+        assert await pods.leaves(8080) == "outbound"
+        assert answer_on_terminal(pods.pod.place, "", "--undo") == 0
+        assert await pods.leaves(8080) == "other"
+        assert answer_on_terminal(pods.pod.place, "", "--yes") == 0
+        assert await pods.leaves(8080) == "outbound"
 
     async def test_local_traffic_is_not_redirected(self, pods):
         assert_success(init(pods.pod.place))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn, TypeVar
 
@@ -124,6 +125,9 @@ def init(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Print the IPv4 rules without applying them.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation on a terminal.")
+    ] = False,
 ) -> None:
     """Redirect a pod's traffic to its sidecar with iptables. This is the command of an init container.
 
@@ -150,6 +154,13 @@ def init(
     if dry_run:
         typer.echo(rules.redirect_rules(interception), nl=False)
         return
+    if sys.stdin.isatty() and not (undo or yes):
+        typer.confirm(
+            "Redirect the TCP connections of this machine or container to a sidecar that listens on ports "
+            f"{envoy_port} and {inbound_capture_port}? `xds init --undo` ends that.",
+            abort=True,
+            err=True,
+        )
     try:
         if undo:
             iptables.remove_rules()
