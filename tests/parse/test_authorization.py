@@ -9,7 +9,7 @@ import pytest
 from tests.parse.steps import assert_linear, assert_quick
 from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, PatternKind, Rule
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import DRY_RUN, AuthorizationPolicy, Meta, Pod, Problem, Ref
+from xds.mesh.model.objects import DRY_RUN, TRY, AuthorizationPolicy, Meta, Pod, Problem, Ref
 from xds.mesh.parse import KINDS, Parsed, dotted, parse, unreadable
 from xds.mesh.policy.authorization import Access, Request, decide, rules_of
 
@@ -412,6 +412,18 @@ def test_condition_that_cannot_be_enforced_is_a_problem(
         (rules({}, action="AUDIT"), None, "spec.action AUDIT has no effect", True),
         ({"targetRefs": [GATEWAY]}, None, "spec.targetRefs is not supported, so the policy has no", False),
         ({"targetRef": GATEWAY}, None, "spec.targetRef is not supported, so the policy has no", False),
+        (
+            EMPTY,
+            {TRY: "delete"},
+            f'metadata.annotations["{TRY}"] is set, so the deletion',
+            True,
+        ),
+        (
+            EMPTY,
+            {TRY: "yes"},
+            f"metadata.annotations[\"{TRY}\"] must be delete, not 'yes', so it has no",
+            False,
+        ),
         (EMPTY, {DRY_RUN: "true"}, f'metadata.annotations["{DRY_RUN}"] is set, so the policy is not', True),
     ],
 )
@@ -440,6 +452,15 @@ def test_dry_run(word: str, *, dry_run: bool) -> None:
 def test_invalid_dry_run_is_rejected(spec: Any, word: str) -> None:
     assert DRY_RUN in str(read(spec, {DRY_RUN: word}).problems)
     assert read(spec, {DRY_RUN: word}).refused
+
+
+@pytest.mark.parametrize(
+    ("annotations", "tried"),
+    [({TRY: "delete"}, True), ({TRY: "yes"}, False), ({TRY: "delete", DRY_RUN: "1"}, False)],
+)
+def test_deletion_is_tried(annotations: dict[str, str], *, tried: bool) -> None:
+    fact = valid(EMPTY, annotations)
+    assert (fact.tries_deletion, fact.is_enforced) == (tried, DRY_RUN not in annotations)
 
 
 # --- what conditions mean -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tests.support.authorization import (
     Call,
     authorization_policy,
     is_allowed,
+    is_dry_run,
     operation,
     random_policies,
     source,
@@ -683,6 +684,12 @@ PROPOSED = {
     "one of two": ([allow(), allow(name="two", dry_run=True)], [allow(), allow(name="two")]),
     "beside an audit": ([deny(dry_run=True), allow(name="two", action="AUDIT")], [deny()]),
     "no policy": ([allow(), deny(name="two")], None),
+    "without one": ([allow(), allow(name="two", tries_deletion=True)], [allow()]),
+    "without the only one": ([allow(tries_deletion=True)], []),
+    "one instead of another": (
+        [allow(tries_deletion=True), deny(name="two", dry_run=True)],
+        [deny(name="two")],
+    ),
     "elsewhere": ([allow(), deny("elsewhere", "two", dry_run=True)], None),
     "too many values together": ([MANY, allow(name="two", dry_run=True)], None),
     "too many values without the annotation": (
@@ -695,15 +702,16 @@ PROPOSED = {
 @pytest.mark.parametrize("is_http", [True, False])
 @pytest.mark.parametrize(("policies", "proposed"), PROPOSED.values(), ids=PROPOSED)
 def test_policies_are_tried_together_with_those_that_are_enforced(policies, proposed, is_http):
-    enforced = [policy for policy in policies if "annotations" not in policy["metadata"]]
+    enforced = [policy for policy in policies if not is_dry_run(policy)]
     found = rules_for(policies, http=is_http, to=pod("p", "bar"))
-    expected = proposed and rules_for(proposed, http=is_http, to=pod("p", "bar"))
+    expected = None if proposed is None else rules_for(proposed, http=is_http, to=pod("p", "bar"))
     if not is_http and expected and (expected.deny, expected.allow) == (found.deny, found.allow):
         expected = None  # Other rules would end connections.
     assert found.proposed == expected
-    assert found.served == (expected or found).policies
+    assert {*found.served} == {*found.policies, *(expected.policies if expected else ())}
     bare = found._replace(proposed=None, digest=0)
-    assert bare == rules_for(enforced, http=is_http, to=pod("p", "bar"))._replace(digest=0)
+    expected = rules_for(enforced, http=is_http, to=pod("p", "bar"))
+    assert bare == expected._replace(proposed=None, digest=0)
 
 
 UNENFORCEABLE = {

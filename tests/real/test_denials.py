@@ -21,7 +21,7 @@ from tests.support.mesh import Mesh
 from tests.support.rows import read_table
 from tests.support.tcp import LineApp
 from tests.support.waiting import eventually
-from xds.mesh.model.objects import DRY_RUN, INTERCEPTION_MODE
+from xds.mesh.model.objects import DRY_RUN, INTERCEPTION_MODE, TRY
 from xds.mesh.policy.authorization import Access, Request, decide, rules_of
 
 pytestmark = [
@@ -47,7 +47,7 @@ async def mesh(tmp_path_factory):
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "apps", account="client")
             mesh.pod("outsider", "outside", sidecar=False, account="cron")
-            for namespace in ("deny", "allow", "dry", "full"):
+            for namespace in ("deny", "allow", "dry", "deletion", "full"):
                 pod = mesh.pod("web", namespace, sotw=namespace == "allow")
                 mesh.service("web", namespace, PORTS)
                 await mesh.serve(pod, http=(8080,), lines=(9000,))
@@ -110,7 +110,7 @@ async def reports(mesh: Mesh, namespace: str, expected: dict[Row, int]) -> None:
 
     try:
         await eventually(are_reported, timeout=WITHIN, every=0.5)
-    except TimeoutError:
+    except AssertionError:
         assert found == expected
         raise
 
@@ -200,6 +200,17 @@ async def test_dry_run_is_judged_together_with_the_other_policies(mesh):
     assert "would be denied" in text
 
 
+async def test_deletion_of_a_policy_is_tried(mesh):
+    await under(
+        mesh,
+        authorization_policy("deletion", operation(paths=["/another"]), name="another"),
+        authorization_policy("deletion", operation(paths=["/allow"]), name="allow", tries_deletion=True),
+        authorization_policy("deletion", operation(ports=["9000"]), name="tcp"),
+    )
+    assert await send(mesh, "deletion", "/another", "/allow") == [["200", "200"]] * 2
+    await reports(mesh, "deletion", rows("web.deletion", ("", "GET /allow", "would be denied")))
+
+
 async def test_allowed_mutual_tls_sends_nothing(mesh):
     await under(mesh, authorization_policy("allow", source(namespaces=["apps"])))
     admin = mesh.sidecar(mesh["web.allow"]).admin
@@ -237,8 +248,9 @@ async def test_random_policies_deny_as_decided(mesh):
     for _ in range(SETS):
         policies = random_policies(chance, [pod.address for pod in (*clients, server)])
         for policy in policies:
-            if policy["spec"]["action"] in ("ALLOW", "DENY") and chance.random() < 0.5:
-                policy["metadata"]["annotations"] = {DRY_RUN: "true"}
+            if policy["spec"]["action"] in ("ALLOW", "DENY") and chance.random() < 0.7:
+                annotation = chance.choice([(DRY_RUN, "true"), (DRY_RUN, "true"), (TRY, "delete")])
+                policy["metadata"]["annotations"] = dict([annotation])
         await under(mesh, *policies)
         facts = mesh.facts()
         pod = facts.pod_at(server.address)

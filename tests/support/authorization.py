@@ -18,6 +18,7 @@ def authorization_policy(
     name: str = "rules",
     selector: Mapping[str, str] | None = None,
     dry_run: bool = False,
+    tries_deletion: bool = False,
 ) -> Manifest:
     """Return an AuthorizationPolicy."""
     spec: dict[str, Any] = {"action": action}
@@ -30,12 +31,19 @@ def authorization_policy(
     meta: dict[str, Any] = {"name": name, "namespace": namespace}
     if dry_run:
         meta["annotations"] = {"istio.io/dry-run": "true"}
+    if tries_deletion:
+        meta["annotations"] = {"sidecar.xds/dry-run": "delete"}
     return {
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
         "metadata": meta,
         "spec": spec,
     }
+
+
+def is_dry_run(policy: Manifest) -> bool:
+    """Whether an AuthorizationPolicy has `istio.io/dry-run`."""
+    return "istio.io/dry-run" in policy["metadata"].get("annotations", {})
 
 
 def source(**conditions: Any) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def is_allowed(policies: Iterable[Manifest], call: Call, namespace: str, labels:
         for policy in policies
         if policy["metadata"]["namespace"] in (namespace, "istio-system")
         and (policy["spec"].get("selector") or {"matchLabels": {}})["matchLabels"].items() <= labels.items()
-        and "annotations" not in policy["metadata"]
+        and not is_dry_run(policy)
     ]
     by_action: dict[str, list[Any]] = {}
     for policy in mine:

@@ -476,6 +476,8 @@ class AuthorizationPolicy(Object):
     """Rules of which one must match. Without rules, the policy matches nothing."""
     dry_run: bool = False
     """Whether the policy is not enforced (annotation istio.io/dry-run)."""
+    tries_deletion: bool = False
+    """Whether sidecars report what would be denied without the policy (annotation sidecar.xds/dry-run)."""
 
     @property
     def is_enforced(self) -> bool:
@@ -806,6 +808,9 @@ class Problem:
 
 DRY_RUN = "istio.io/dry-run"
 """Annotation of an AuthorizationPolicy: with the value `true`, the policy is not enforced."""
+TRY = "sidecar.xds/dry-run"
+"""Annotation of an AuthorizationPolicy: with the value `delete`, sidecars report what would be denied without
+the policy, which stays enforced."""
 ROLLOUT = "sidecar.xds/rollout"
 """Annotation of a policy; with the value `immediate`, the policy applies without waiting for proxies."""
 

@@ -22,7 +22,7 @@ from xds.mesh.model.authorization import (
     PatternKind,
     Rule,
 )
-from xds.mesh.model.objects import DRY_RUN, AuthorizationPolicy, Fact, Meta
+from xds.mesh.model.objects import DRY_RUN, TRY, AuthorizationPolicy, Fact, Meta
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.fail_closed import FailClosed
@@ -95,6 +95,7 @@ def authorization_policy(obj: Field, meta: Meta) -> AuthorizationPolicy | None:
         rules=rules,
         # A rejected policy with targets needs no replacement.
         dry_run=dry_run or (has_targets and selector is None and _names_kind(spec)),
+        tries_deletion=_tries_deletion(obj, meta, dry_run=dry_run),
     )
 
 
@@ -139,6 +140,23 @@ def _dry_run(obj: Field, meta: Meta, action: Action) -> bool:
             "is set, so the policy is not enforced", "xds observe --denied prints what it would deny"
         )
     return is_set
+
+
+def _tries_deletion(obj: Field, meta: Meta, *, dry_run: bool) -> bool:
+    if (value := meta.annotations.get(TRY)) is None:
+        return False
+    annotation = obj["metadata"]["annotations"][TRY]
+    if value != "delete":
+        annotation.warn(f"must be delete, not {shown(value)}, so it has no effect")
+    elif dry_run:
+        annotation.warn("has no effect, because the policy is not enforced", f"remove {DRY_RUN}")
+    else:
+        annotation.notice(
+            "is set, so the deletion of the policy is tried",
+            "xds observe --denied prints what would be denied without it",
+        )
+        return True
+    return False
 
 
 def _bounded(field: Field, maximum: float) -> Iterator[Field]:

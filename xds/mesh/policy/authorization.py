@@ -62,7 +62,8 @@ class Rules(NamedTuple):
     policies: tuple[Ref, ...] = ()
     """Enforced policies that apply to the pod, also those of which no rule is left."""
     proposed: Rules | None = None
-    """The rules without `istio.io/dry-run`; None if they are equal. Sidecars report what they would deny."""
+    """The rules that `istio.io/dry-run` and `sidecar.xds/dry-run` try; None if they are equal. Sidecars
+    report what they would deny."""
 
     def __hash__(self) -> int:
         return self.digest
@@ -70,7 +71,8 @@ class Rules(NamedTuple):
     @property
     def served(self) -> tuple[Ref, ...]:
         """All policies that apply to the pod, also those that are not enforced."""
-        return (self.proposed or self).policies
+        proposed = self.proposed.policies if self.proposed else ()
+        return tuple(dict.fromkeys((*self.policies, *proposed)))
 
     def without_policies(self) -> Rules:
         """Return the rules alone. They may be the same for pods with different policies."""
@@ -121,10 +123,11 @@ def _cached_rules(mesh: Mesh, pod: Pod, stages: tuple[AllowStage, ...], *, http:
 def _rules(policies: Iterable[AuthorizationPolicy], stages: tuple[AllowStage, ...], *, http: bool) -> Rules:
     deciding = [policy for policy in policies if policy.action is not Action.AUDIT]
     enforced = [policy for policy in deciding if policy.is_enforced]
+    tried = [policy for policy in deciding if not policy.tries_deletion]
     rules = _enforcing(enforced, stages, http=http)
-    if stages or deciding == enforced:
+    if stages or tried == enforced:
         return rules
-    proposed, values = _enforcing(deciding, (), http=http), sum(map(count_values, deciding))
+    proposed, values = _enforcing(tried, (), http=http), sum(map(count_values, tried))
     is_too_much = values <= MAX_VALUES < values + sum(map(count_values, enforced))
     # Other rules in a filter chain end its connections.
     is_same = not http and (proposed.deny, proposed.allow) == (rules.deny, rules.allow)
