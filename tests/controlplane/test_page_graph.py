@@ -15,7 +15,7 @@ from xds.mesh.controlplane.page.map_view import DENIED, PLAINTEXT, POSSIBLE, PRO
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.authorization import Action, Attribute
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
+from xds.mesh.observe.edges import Client, Denial, EdgeKey, Reporter, Target, Traffic, TrafficMode
 
 OUTSIDE = "workload/outside the mesh/clients"
 FACTS = (
@@ -28,7 +28,7 @@ FACTS = (
 )
 
 
-NOTHING = ObservedTraffic(None, Mesh())
+NOTHING = ObservedTraffic((), Mesh())
 
 
 async def view(world, observed=NOTHING, **selection):
@@ -116,7 +116,7 @@ async def test_denied_edges_without_traffic_are_shown_by_their_filter():
     for client in ("old", "other"):
         key = EdgeKey(Client("b", client), Target("a", "web", 80), TrafficMode.PLAINTEXT)
         traffic.add(key, Reporter.SERVER, ("a", "web-1"), requests=5, now=time.time())
-    seen = ObservedTraffic(traffic, world)
+    seen = ObservedTraffic([traffic], world)
     shown = {
         only: {edge["from"] for edge in (await view(world, seen, only=only))["edges"]}
         for only in ("", PROBLEMS, DENIED)
@@ -227,12 +227,27 @@ async def test_observed_traffic_belongs_to_its_edge():
     key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
     traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
     world = mesh(*FACTS)
-    found = await view(world, ObservedTraffic(traffic, world), only=POSSIBLE)
+    found = await view(world, ObservedTraffic([traffic], world), only=POSSIBLE)
     by_edge = {edge["id"]: edge["observed"] for edge in found["edges"]}
     observed = by_edge.pop("workload/b/old service/a/web")
     assert observed["requestsPerMinute"] == {"plaintext": 5.0}
     assert 0 <= observed["secondsAgo"] < 60
     assert set(by_edge.values()) == {None}
+
+
+async def test_denied_requests_are_shown_but_are_no_traffic():
+    denials = Traffic()
+    for denial in (Denial("no-admin", "GET", "/admin/*"), Denial("", "GET", "/x", dry_run=True)):
+        key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT, denial)
+        denials.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
+    world = mesh(*FACTS)
+    observed = ObservedTraffic([Traffic(), denials], world)
+    [edge] = (await view(world, observed))["edges"]
+    assert edge["id"] == "workload/b/old service/a/web"
+    counts = edge["observed"]["deniedPerHour"], edge["observed"]["wouldBeDeniedPerHour"]
+    assert (counts, edge["observed"]["requestsPerMinute"]) == ((5, 5), {})
+    assert edge["label"]["text"] == "5 denied"
+    assert observed.plaintext_to([("a", "web")]) == []
 
 
 async def test_traffic_and_failures_are_shown_by_default():
@@ -241,7 +256,7 @@ async def test_traffic_and_failures_are_shown_by_default():
         key = EdgeKey(Client("a", client), Target("a", target, 80), TrafficMode.MTLS)
         traffic.add(key, Reporter.SERVER, ("a", target), requests=50, failed=failed, now=time.time())
     world = mesh(*FACTS)
-    observed = ObservedTraffic(traffic, world)
+    observed = ObservedTraffic([traffic], world)
     found = await view(world, observed)
     assert set(results(found)) == {
         ("workload/a/web", "service/a/db"),
@@ -273,7 +288,7 @@ async def test_large_mesh_is_a_matrix_of_namespaces():
         traffic.add(key, Reporter.SERVER, ("a", "s0"), requests=requests, failed=1, now=time.time())
     outside = EdgeKey(Client("", "10.20.0.7"), Target("a", "s0", 80), TrafficMode.PLAINTEXT)
     traffic.add(outside, Reporter.SERVER, ("a", "s0"), requests=1, now=time.time())
-    observed = ObservedTraffic(traffic, world)
+    observed = ObservedTraffic([traffic], world)
     found = await view(world, observed)
     assert found["isMatrix"]
     assert found["isLarge"]
@@ -307,7 +322,7 @@ async def test_observed_client_outside_the_mesh_is_a_node():
     traffic.add(port, Reporter.SERVER, ("a", "db"), requests=1, now=time.time())
     for world, result in ((mesh(*FACTS), "plaintext"), (mesh(*FACTS, peer("a", "STRICT")), "fails")):
         # The node is visible although its "namespace" is no namespace that could be opened.
-        found = await view(world, ObservedTraffic(traffic, world), opened=frozenset({"b"}))
+        found = await view(world, ObservedTraffic([traffic], world), opened=frozenset({"b"}))
         (edge,) = [edge for edge in found["edges"] if edge["from"] == OUTSIDE]
         assert (edge["to"], edge["predicted"]["result"]) == ("service/a/web", result)
         assert edge["observed"]["requestsPerMinute"] == {"plaintext": 5.0, "refused": 2.0}

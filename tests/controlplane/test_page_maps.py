@@ -38,7 +38,7 @@ def computed(monkeypatch) -> list[Selection]:
 
 
 def nothing() -> ObservedTraffic:
-    return ObservedTraffic(None, Mesh())
+    return ObservedTraffic((), Mesh())
 
 
 async def test_clients_with_the_same_selection_share_a_map(computed):
@@ -82,7 +82,7 @@ async def test_number_of_maps_is_limited(computed):
 async def test_observed_traffic_is_recent(monkeypatch):
     monkeypatch.setattr(maps, "MAX_AGE", 0.0)
     traffic = Traffic()
-    graph, kept = await predict(WORLD), Maps(lambda: ObservedTraffic(traffic, WORLD))
+    graph, kept = await predict(WORLD), Maps(lambda: ObservedTraffic([traffic], WORLD))
     assert json.loads(await kept.get(graph, WIDE))["edges"][0]["observed"] is None
     key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
     traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())

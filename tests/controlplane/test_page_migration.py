@@ -25,7 +25,7 @@ async def table(world, breaks=None, traffic=None, away=()):
     if breaks is None:
         async for found in compute_breaks(world):
             breaks = found
-    observed = ObservedTraffic(traffic, world)
+    observed = ObservedTraffic([traffic] if traffic else (), world)
     connected = {pod.key for pod in world.pods() if pod.has_sidecar} - {*away}
     return {
         (row["namespace"], row["workload"]): row for row in await rows(world, breaks, observed, connected)

@@ -144,6 +144,10 @@ async def test_requests_that_a_rule_denies_are_reported(mesh):
             ("ns[deny]-policy[no-admin]-rule[0]", "", "denied"),
         ),
     )
+    explained = await xds("explain", f"--xds-address={mesh.plane.address}", CLIENT, "web.deny:80")
+    assert (
+        "denied GET /admin/users/*, by ns[deny]-policy[no-admin]-rule[0]: 1/day from apps/client" in explained
+    )
     observe = ("observe", f"--xds-address={mesh.plane.address}", "--denied", "-n")
     assert "no denied traffic was reported in the last " in await xds(*observe, "nowhere")
     found, _ = read_table(await xds(*observe, "deny", "-o", "wide"))

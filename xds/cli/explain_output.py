@@ -94,8 +94,19 @@ def _observed(explanation: pb.Explanation, port: int) -> Iterator[str]:
         if edge.port == port:
             last_seen = since(edge.last_seen.ToDatetime(), explanation.time)
             account = f"{edge.client_namespace}/{edge.client}"
+            if edge.HasField("denial"):
+                per_day = f"{edge.requests_per_day:,}/day from {account}, last {last_seen} ago"
+                yield f"{_denied_words(edge.denial)}: {per_day}"
+                continue
             failed = f", {edge.failed_per_hour:,} failed in the last hour" if edge.failed_per_hour else ""
             yield f"{format_traffic(edge)} from {account}, last {last_seen} ago{failed}"
+
+
+def _denied_words(denial: traffic_pb2.Denial) -> str:
+    """Return what is denied, or would be, and why: `denied GET /admin/* by RULE`."""
+    result = "would be denied" if denial.dry_run else "denied"
+    request = printable(f"{denial.method} {denial.path}".strip()) or "connections"
+    return f"{result} {request}, {f'by {printable(denial.rule)}' if denial.rule else 'no ALLOW rule matches'}"
 
 
 def format_traffic(traffic: traffic_pb2.TrafficEdge | pb.ModeTraffic) -> str:

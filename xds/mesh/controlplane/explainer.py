@@ -40,7 +40,7 @@ class Explainer:
         self,
         controller: Controller,
         discovery: DiscoveryService,
-        traffic: Edges | None,
+        traffic: tuple[Edges, ...],
         request: pb.ExplainRequest,
     ) -> None:
         self._controller, self._mesh, self._traffic = controller, controller.mesh, traffic
@@ -70,8 +70,8 @@ class Explainer:
         if client.has_sidecar:
             message.client_proxy.CopyFrom(await self._sidecars.find(client, CLIENT_TYPES))
         message.rule_transitions.extend(self._rule_transitions())
-        if self._traffic:
-            message.observed.extend(observed_edges(self._traffic, client, service))
+        for traffic in self._traffic:
+            message.observed.extend(observed_edges(traffic, client, service))
         for group, group_message in zip(groups, message.groups, strict=True):
             await self._add_facts(message, group, group_message)
         return message

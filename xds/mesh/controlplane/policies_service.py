@@ -74,7 +74,7 @@ class PoliciesService:
     async def explain(self, discovery: DiscoveryService, request: pb.ExplainRequest) -> pb.Explanation:
         """Return an explanation. Raises UnknownNameError if the client or the service does not exist."""
         async with self._controller.mesh_lock:
-            traffic = self._traffic.traffic if self._traffic else None
+            traffic = (self._traffic.traffic, self._traffic.denials) if self._traffic else ()
             explainer = Explainer(self._controller, discovery, traffic, request)
         return await explainer.explain()
 

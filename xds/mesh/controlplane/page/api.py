@@ -161,7 +161,8 @@ class Page:
         return self._backend.controller.mesh if self._backend else Mesh()
 
     def _observed(self) -> ObservedTraffic:
-        return ObservedTraffic(self._backend.traffic.traffic if self._backend else None, self._mesh())
+        traffic = self._backend.traffic if self._backend else None
+        return ObservedTraffic((traffic.traffic, traffic.denials) if traffic else (), self._mesh())
 
     # --- views ----------------------------------------------------------------------------------------------
 

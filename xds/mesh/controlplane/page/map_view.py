@@ -87,7 +87,7 @@ class _MapEdge:
     worst: _MapConnection | None = None
     """One of the connections with the worst result."""
     seen: Sequence[Flow] = ()
-    """Its observed traffic."""
+    """Its observed traffic, and denied requests."""
     is_failing: bool = False
     """Whether requests have failed lately."""
 
@@ -355,7 +355,10 @@ async def _edge_values(
 def _label(edge: _MapEdge, observed: Mapping[str, Any] | None) -> str:
     """Return the text beside the symbol of an edge; empty if the symbol says everything."""
     conditional = "conditional" if edge.conditions else ""
-    return ", ".join(filter(None, (_predicted_label(edge), conditional, *_observed_labels(edge, observed))))
+    predicted, seen = _predicted_label(edge), [*_observed_labels(edge, observed)]
+    if predicted == "denied" and any(text.endswith(" denied") for text in seen):
+        predicted = ""
+    return ", ".join(filter(None, (predicted, conditional, *seen)))
 
 
 def _predicted_label(edge: _MapEdge) -> str:
@@ -383,6 +386,8 @@ def _observed_labels(edge: _MapEdge, observed: Mapping[str, Any] | None) -> Iter
         yield "plaintext accepted"
     if edge.is_failing:
         yield f"{observed['failedPerHour']} failed"
+    if observed["deniedPerHour"]:
+        yield f"{observed['deniedPerHour']} denied"
 
 
 def _label_width(text: str) -> int:

@@ -1,7 +1,7 @@
 // The panel beside a view: the explanation of a connection, or the content of a resource.
 
 import { get } from "./api.js";
-import { badge, elapsed, h, objectName, replace, s } from "./dom.js";
+import { badge, count, elapsed, h, objectName, replace, s } from "./dom.js";
 import { change, current } from "./route.js";
 import { KINDS, RESULTS, failedText, modeBadge, rate } from "./words.js";
 
@@ -143,7 +143,7 @@ function observed(data) {
     { class: "group", "aria-label": "Observed" },
     h("h3", {}, "Observed in the last 24 hours"),
     data.observed.length
-      ? data.observed.map((edge) => [
+      ? data.observed.map((edge) => edge.denial ? deniedPart(edge, data.time) : [
           h("p", {}, modeBadge(edge.mode), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} requests per minute, last ${elapsed(edge.lastSeen, data.time)} ago`),
           failedText(edge.failedPerHour),
           chart(edge.minutes),
@@ -151,6 +151,14 @@ function observed(data) {
       : h("p", { class: "note" }, "Nothing was reported."),
     data.observed.length ? h("p", { class: "note" }, `From all pods with the service account ${data.observed[0].clientNamespace}/${data.observed[0].client}.`) : "",
   );
+}
+
+/** Return what an AuthorizationPolicy denies, or would deny. */
+function deniedPart(edge, now) {
+  const { rule, method, path, dryRun } = edge.denial;
+  const request = `${method ?? ""} ${path ?? ""}`.trim() || "connections";
+  const by = rule ? `by ${rule}` : "because no ALLOW rule matches";
+  return h("p", {}, badge("denied", dryRun ? "would be denied" : "denied"), ` port ${edge.port}: ${request}, ${by}: ${count(Number(edge.requestsPerDay), "request")}, last ${elapsed(edge.lastSeen, now)} ago`);
 }
 
 /** Draw the requests of each of the last 60 minutes. */

@@ -38,7 +38,7 @@ export function total(observed) {
 export function observedText(observed) {
   if (!observed) return h("span", { class: "note" }, "none");
   const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => h("p", {}, modeBadge(mode), ` ${rate(value)} per minute`));
-  return [rates, failedText(observed.failedPerHour), h("p", { class: "note" }, lastSeen(observed.secondsAgo))];
+  return [rates, failedText(observed.failedPerHour), deniedText(observed), h("p", { class: "note" }, lastSeen(observed.secondsAgo))];
 }
 
 /** Return when traffic was last seen. */
@@ -46,13 +46,21 @@ export function lastSeen(secondsAgo) {
   return secondsAgo > RECENT ? `not for ${duration(secondsAgo)}` : `last ${duration(secondsAgo)} ago`;
 }
 
-/** Return the modes that were observed, in words, and whether requests fail: "plaintext refused, requests fail". */
+/** Return the modes that were observed, in words, and whether requests fail or are denied: "plaintext refused, requests fail". */
 export function observedWords(observed) {
   const modes = Object.keys(observed?.requestsPerMinute ?? {}).map((mode) => MODES[mode][1]);
-  return [...modes, observed?.isFailing ? "requests fail" : ""].filter(Boolean).join(", ");
+  return [...modes, observed?.isFailing ? "requests fail" : "", observed?.deniedPerHour ? "requests are denied" : ""].filter(Boolean).join(", ");
 }
 
 /** Return how many requests have failed in the last hour; nothing if none. */
 export function failedText(number) {
   return Number(number) ? badge("bad", `${count(Number(number), "request")} failed in the last hour`) : "";
+}
+
+/** Return how many requests AuthorizationPolicies have denied in the last hour, or would have; nothing if none. */
+function deniedText({ deniedPerHour, wouldBeDeniedPerHour }) {
+  return [
+    deniedPerHour ? h("p", {}, badge("denied", `${count(deniedPerHour, "request")} denied in the last hour`)) : "",
+    wouldBeDeniedPerHour ? h("p", {}, badge("denied", `${count(wouldBeDeniedPerHour, "request")} would have been denied in the last hour`)) : "",
+  ];
 }
