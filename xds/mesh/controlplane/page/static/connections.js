@@ -163,7 +163,7 @@ export function list() {
 export function inputs(edge, names) {
   const { from, to, id, predicted, connections, example, unit: counted } = edge;
   const modes = Object.keys(edge.observed?.requestsPerMinute ?? {});
-  const observed = modes.length ? { requestsPerMinute: Object.fromEntries(modes.map((mode) => [mode, 0])), isFailing: edge.observed.isFailing } : null;
+  const observed = edge.observed && { requestsPerMinute: Object.fromEntries(modes.map((mode) => [mode, 0])), isFailing: edge.observed.isFailing, deniedPerHour: Math.sign(edge.observed.deniedPerHour) };
   return { from, to, id, predicted, connections, example, unit: counted, observed, names: [names.get(from), names.get(to)] };
 }
 
