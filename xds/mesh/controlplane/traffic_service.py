@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import grpc.aio
@@ -90,6 +90,20 @@ class TrafficService:
             ],
         )
 
+    def _incomplete(self, namespace: str, now: float) -> Iterator[pb.IncompleteReports]:
+        """Yield which sidecars may have seen more, in one namespace or in all of them."""
+        replicas, found = self._replicas, dict[tuple[str, str], tuple[str, float]]()
+        for name, at in replicas.incomplete.items():
+            found[name, ""] = "reports were dropped or malformed", at
+        for key, at in replicas.returned.items():
+            found[key] = "the sidecar was disconnected for a while", at
+        for pod in self._controller.mesh.pods():
+            if pod.has_sidecar and not pod.ended and pod.key not in replicas.connected:
+                found[pod.key] = "the sidecar is not connected", now
+        for (of, name), (reason, at) in sorted(found.items()):
+            if namespace in {"", of}:
+                yield pb.IncompleteReports(namespace=of, pod=name, reason=reason, last=timestamp(at))
+
     def _missing(self) -> list[Missing]:
         if self._replicas.access is None and self._controller.rollouts.may_have_peers(clock()):
             return [Missing("", "replicas know each other only with --rollout=gated")]
@@ -128,6 +142,8 @@ class TrafficService:
         ]
         edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode, item[0].denial or ()))
         response = self.summary(now)
+        response.request.CopyFrom(request)
+        response.incomplete.extend(self._incomplete(request.namespace, now))
         for key, edge in edges:
             response.edges.append(_edge(key, edge, now))
             await checkpoint()

@@ -19,7 +19,8 @@ _MODES = {
     TrafficMode.PLAINTEXT: traffic_pb2.TrafficEdge.PLAINTEXT,
     TrafficMode.REFUSED: traffic_pb2.TrafficEdge.REFUSED,
 }
-_MODE_OF = {number: mode for mode, number in _MODES.items()}
+MODE_OF = {number: mode for mode, number in _MODES.items()}
+"""The mode of each number in messages."""
 _FIELDS = {Reporter.CLIENT: "client", Reporter.SERVER: "server"}
 _REPLICA = re.compile(r"[a-z0-9-]{1,253}")
 _NAME = re.compile(r"[\x20-\x7e]{0,260}")
@@ -79,7 +80,7 @@ def decode_edge(message: pb.ReplicaEdge, sent_at: float, now: float) -> tuple[st
         raise ValueError("a name is too long or has characters that no name has")
     if not all(map(_TEXT.fullmatch, (edge.denial.rule, edge.denial.path))):
         raise ValueError("a rule or path is too long or has characters that none has")
-    if edge.mode not in _MODE_OF or edge.port > _MAX_PORT:
+    if edge.mode not in MODE_OF or edge.port > _MAX_PORT:
         raise ValueError(f"mode {edge.mode} or port {edge.port} does not exist")
     last_seen = min(now + edge.last_seen.ToMilliseconds() / 1000 - sent_at, now)
     first_seen = min(now + edge.first_seen.ToMilliseconds() / 1000 - sent_at, last_seen)
@@ -91,7 +92,7 @@ def decode_edge(message: pb.ReplicaEdge, sent_at: float, now: float) -> tuple[st
     key = EdgeKey(
         Client(edge.client_namespace, edge.client),
         Target(edge.namespace, edge.service, edge.port),
-        _MODE_OF[edge.mode],
+        MODE_OF[edge.mode],
         _denial(edge.denial) if edge.HasField("denial") else None,
     )
     failed = _decode(message.failed, now) if message.HasField("failed") else None

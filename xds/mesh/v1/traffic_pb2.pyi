@@ -21,7 +21,7 @@ class ListTrafficRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ..., denied_only: _Optional[bool] = ...) -> None: ...
 
 class ListTrafficResponse(_message.Message):
-    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped")
+    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped", "request", "incomplete")
     EDGES_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,8 @@ class ListTrafficResponse(_message.Message):
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     MISSING_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LAST_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
     edges: _containers.RepeatedCompositeFieldContainer[TrafficEdge]
     enabled: bool
     may_be_on_other_replica: bool
@@ -38,7 +40,21 @@ class ListTrafficResponse(_message.Message):
     dropped: int
     missing_replicas: _containers.RepeatedCompositeFieldContainer[MissingReplica]
     last_dropped: _timestamp_pb2.Timestamp
-    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., missing_replicas: _Optional[_Iterable[_Union[MissingReplica, _Mapping]]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    request: ListTrafficRequest
+    incomplete: _containers.RepeatedCompositeFieldContainer[IncompleteReports]
+    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., missing_replicas: _Optional[_Iterable[_Union[MissingReplica, _Mapping]]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[ListTrafficRequest, _Mapping]] = ..., incomplete: _Optional[_Iterable[_Union[IncompleteReports, _Mapping]]] = ...) -> None: ...
+
+class IncompleteReports(_message.Message):
+    __slots__ = ("namespace", "pod", "reason", "last")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    pod: str
+    reason: str
+    last: _timestamp_pb2.Timestamp
+    def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ..., reason: _Optional[str] = ..., last: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class MissingReplica(_message.Message):
     __slots__ = ("replica", "reason")
