@@ -122,7 +122,8 @@ def _gaps(ordered: list[pb.ListTrafficResponse]) -> Iterator[str]:
         until = _time(response)
         if not response.enabled:
             yield "observation is disabled"
-        if (dropped := response.last_dropped.ToMilliseconds() / 1000) >= start:
+        dropped = response.last_dropped.ToMilliseconds() / 1000
+        if response.HasField("last_dropped") and dropped >= start:
             yield f"reports of sidecars were dropped, the last at {in_words(dropped)}"
         for missing in response.missing_replicas:
             replica = f"replica {missing.replica}" if missing.replica else "other replicas"
