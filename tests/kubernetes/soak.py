@@ -133,8 +133,12 @@ class Soak:
         mode = self._chance.choice(("STRICT", "PERMISSIVE", "DISABLE"))
         # A client that sends plaintext has no identity.
         allowed = self._chance.choice(list(PERMISSIONS)[: 2 if mode == "DISABLE" else 3])
-        permissions = authorization_policy(NAMESPACE, PERMISSIONS[allowed])
-        await apply(self._cluster, NAMESPACE, peer_authentication(NAMESPACE, mode), permissions)
+        policies = [
+            authorization_policy(NAMESPACE, PERMISSIONS[allowed]),
+            peer_authentication(NAMESPACE, mode),
+        ]
+        # kubectl applies one after the other: a policy that needs an identity comes last, any other one first.
+        await apply(self._cluster, NAMESPACE, *(policies if allowed != "the client" else reversed(policies)))
         return f"{mode}, {allowed} allowed"
 
     async def _restart(self) -> str:
