@@ -137,7 +137,7 @@ class Soak:
             authorization_policy(NAMESPACE, PERMISSIONS[allowed]),
             peer_authentication(NAMESPACE, mode),
         ]
-        # kubectl applies one after the other: a policy that needs an identity comes last, any other one first.
+        # kubectl applies one after the other: a policy that needs an identity last, any other one first.
         await apply(self._cluster, NAMESPACE, *(policies if allowed != "the client" else reversed(policies)))
         return f"{mode}, {allowed} allowed"
 
