@@ -168,4 +168,5 @@ def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:
     message.minutes.extend(edge.minutes(now))
     message.requests_per_day = edge.day(now)
     message.failed_per_hour = edge.failed_in_hour(now)
+    message.by_server = edge.by_server
     return message
