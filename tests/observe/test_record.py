@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.json_format import MessageToJson
 
+from tests.observe.records import response
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.record import Flow, merge_records, parse_record
 from xds.mesh.v1 import traffic_pb2 as pb
@@ -12,26 +13,6 @@ from xds.mesh.v1 import traffic_pb2 as pb
 HOUR, DAY = 3600, 86400
 WEB, DB = Target("shop", "web", 80), Target("shop", "db", 5432)
 CLIENT = Client("shop", "front")
-
-
-def response(since: float, until: float, *flows: Flow, **more: object) -> pb.ListTrafficResponse:
-    """Return traffic as the service returns it."""
-    found = pb.ListTrafficResponse(enabled=True, **more)
-    found.since.FromSeconds(round(since))
-    found.time.FromSeconds(round(until))
-    for (namespace, service, port), (client_namespace, client), mode, first, last, by_server in flows:
-        edge = found.edges.add(
-            client_namespace=client_namespace,
-            client=client,
-            namespace=namespace,
-            service=service,
-            port=port,
-            mode=pb.TrafficEdge.Mode.Value(mode.name),
-            by_server=by_server,
-        )
-        edge.first_seen.FromSeconds(round(first))
-        edge.last_seen.FromSeconds(round(last))
-    return found
 
 
 def incomplete(pod: str, reason: str, last: float) -> pb.IncompleteReports:

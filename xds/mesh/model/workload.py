@@ -13,7 +13,7 @@ from xds.mesh.model.objects import Pod
 WorkloadKey: TypeAlias = tuple[str, str]
 """Namespace and name of a workload."""
 
-_NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 """Labels with the name of a pod's application, most specific first. Istio uses the same order."""
 _GENERATED = re.compile(r"(-[bcdfghjklmnpqrstvwxz2456789]{6,10})?-[bcdfghjklmnpqrstvwxz2456789]{5}$|-\d+$")
 """Suffix that a ReplicaSet, a DaemonSet, a Job or a StatefulSet appends to its pods' names."""
@@ -43,7 +43,7 @@ class Workload:
 
 def workload_key(pod: Pod) -> WorkloadKey:
     """Return the workload of a pod: the name that a label gives its application, or else its owner's."""
-    named = next((name for label in _NAME_LABELS if (name := pod.meta.labels.get(label))), "")
+    named = next((name for label in NAME_LABELS if (name := pod.meta.labels.get(label))), "")
     return pod.namespace, named or owner_name(pod.name)
 
 

@@ -1,0 +1,201 @@
+"""The AuthorizationPolicies that allow what was observed, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import natural_key
+from xds.mesh.model.namespace import covers
+from xds.mesh.model.objects import Pod
+from xds.mesh.model.workload import NAME_LABELS, Workload, owner_name, workloads_of
+from xds.mesh.observe.edges import Target, TrafficMode
+from xds.mesh.observe.record import Flow
+from xds.mesh.observe.workloads import pod_of_target
+from xds.mesh.policy.access import permission, port_rules
+from xds.mesh.policy.authorization import Access, allow_policies_of
+
+_GENERATED_LABELS = {
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-completion-index",
+    "batch.kubernetes.io/job-name",
+    "controller-revision-hash",
+    "controller-uid",
+    "job-name",
+    "pod-template-generation",
+    "pod-template-hash",
+    "statefulset.kubernetes.io/pod-name",
+}
+"""Labels that Kubernetes adds, and changes when it replaces pods."""
+
+
+_Flows: TypeAlias = dict[tuple[str, str], dict[int, list[Flow]]]
+"""Traffic by namespace and name, and port, of its target."""
+
+
+class AllowRule(NamedTuple):
+    """Clients that may call ports."""
+
+    ports: tuple[int, ...]
+    """Ports of the workload."""
+    principals: tuple[str, ...]
+    """Identities of the clients, without `spiffe://`; empty for all clients, also without an identity."""
+    without_identity: tuple[str, ...] = ()
+    """Clients that were seen without an identity, because of which all clients are allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadPolicy:
+    """An AuthorizationPolicy for a workload."""
+
+    namespace: str
+    """Namespace of the workload."""
+    name: str
+    """Name of the workload."""
+    selector: Mapping[str, str]
+    """Labels that exactly the pods of the workload have."""
+    rules: tuple[AllowRule, ...]
+    """The rules, ordered by ports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeastPrivilege:
+    """The policies for what was observed."""
+
+    policies: tuple[WorkloadPolicy, ...]
+    """The policies, by namespace and name."""
+    omitted: tuple[tuple[str, str], ...]
+    """Workloads (WORKLOAD.NAMESPACE) without a policy, and why."""
+
+
+def least_privilege(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[str] = ()) -> LeastPrivilege:
+    """Return the policies that allow recorded traffic, for the workloads with a sidecar.
+
+    Traffic that servers refused, or that today's policies deny, is not allowed. A workload that nobody called
+    gets no policy, because nothing says that nobody may call it.
+
+    Args:
+        mesh: the mesh, with today's policies.
+        flows: the traffic.
+        namespaces: namespaces of the workloads; empty for all.
+    """
+    by_name: _Flows = {}
+    for flow in flows:
+        if flow.mode is not TrafficMode.REFUSED:
+            target = _without_pod(flow.target)
+            by_name.setdefault(target[:2], {}).setdefault(target.port, []).append(flow)
+    pods: dict[str, list[Pod]] = {}
+    for pod in mesh.pods():
+        pods.setdefault(pod.namespace, []).append(pod)
+    policies, omitted = [], []
+    for workload in workloads_of(mesh.pods()).values():
+        if not workload.sidecars or (namespaces and workload.namespace not in namespaces):
+            continue
+        ports = _allowed(mesh, workload, by_name)
+        selector, existing = _selector(workload, pods[workload.namespace]), _existing(mesh, workload)
+        if existing:
+            omitted.append((_name(workload), f"already restricted by {existing}"))
+        elif not ports:
+            omitted.append((_name(workload), "no traffic to it was observed"))
+        elif selector is None:
+            omitted.append((_name(workload), "other pods have all of its labels"))
+        else:
+            policies.append(
+                WorkloadPolicy(
+                    namespace=workload.namespace, name=workload.name, selector=selector, rules=_rules(ports)
+                )
+            )
+    return LeastPrivilege(policies=tuple(policies), omitted=tuple(omitted))
+
+
+def _name(workload: Workload) -> str:
+    return f"{workload.name}.{workload.namespace}"
+
+
+def _without_pod(target: Target) -> Target:
+    """Return a target with its pod's name replaced by its workload's: pods may have been replaced since."""
+    pod = pod_of_target(target)
+    return target._replace(name=f"pod/{owner_name(pod)}") if pod else target
+
+
+class _Allowed(NamedTuple):
+    """The clients of a port."""
+
+    principals: set[str]
+    """Identities."""
+    without_identity: set[str]
+    """Clients without an identity."""
+
+
+def _allowed(mesh: Mesh, workload: Workload, by_name: _Flows) -> Mapping[int, _Allowed]:
+    """Return the clients of each port of a workload that today's policies do not deny."""
+    found: dict[int, _Allowed] = {}
+    for pod in workload.pods:
+        if not pod.has_sidecar:
+            continue
+        own = by_name.get((pod.namespace, f"pod/{owner_name(pod.name)}"), {})
+        called = [
+            *(
+                (each.target, by_name.get(each.service.key, {}).get(each.port.port, []))
+                for each in mesh.exposures(pod)
+            ),
+            *own.items(),
+        ]
+        for port, flows in called:
+            for flow in flows:
+                # Plaintext that only clients reported went to endpoints without a sidecar.
+                if flow.mode is TrafficMode.MTLS or flow.by_server:
+                    _add(mesh, pod, port, flow, found)
+    return found
+
+
+def _add(mesh: Mesh, pod: Pod, port: int, flow: Flow, found: dict[int, _Allowed]) -> None:
+    client, config = flow.client, mesh.config
+    has_identity = flow.mode is TrafficMode.MTLS and bool(client.namespace)
+    principal = f"{config.trust_domain}/ns/{client.namespace}/sa/{client.name}" if has_identity else ""
+    rules = port_rules(mesh, pod, port)
+    identity = f"spiffe://{principal}" if principal else ""
+    if rules and permission(config, rules, identity).access is Access.DENIED:
+        return
+    allowed = found.setdefault(port, _Allowed(set(), set()))
+    if principal:
+        allowed.principals.add(principal)
+    else:
+        allowed.without_identity.add("/".join(filter(None, client)))
+
+
+def _rules(ports: Mapping[int, _Allowed]) -> tuple[AllowRule, ...]:
+    """Return one rule for the ports that have the same clients."""
+    merged: dict[tuple[tuple[str, ...], tuple[str, ...]], list[int]] = {}
+    for port, (principals, without_identity) in sorted(ports.items()):
+        named = () if without_identity else tuple(sorted(principals))
+        clients = named, tuple(sorted(without_identity, key=natural_key))
+        merged.setdefault(clients, []).append(port)
+    return tuple(AllowRule(tuple(numbers), *clients) for clients, numbers in merged.items())
+
+
+def _existing(mesh: Mesh, workload: Workload) -> str:
+    """Return the ALLOW policies of a workload: another one would allow more."""
+    found = (allow_policies_of(mesh, pod) for pod in workload.pods if pod.has_sidecar)
+    names = dict.fromkeys(str(policy.ref) for policies in found for policy in policies)
+    return ", ".join(names)
+
+
+def _selector(workload: Workload, pods: Iterable[Pod]) -> Mapping[str, str] | None:
+    """Return as few labels as possible that only the pods of a workload have; None if there are none.
+
+    `pods` are those of its namespace. Policies do not concern pods without a sidecar.
+    """
+    common = set.intersection(*(set(pod.meta.labels.items()) for pod in workload.pods))
+    stable = {key: value for key, value in sorted(common) if key not in _GENERATED_LABELS}
+    own = {pod.key for pod in workload.pods}
+    others = [pod.meta.labels for pod in pods if pod.has_sidecar and pod.key not in own]
+    named = [key for key in NAME_LABELS[::-1] if key in stable]
+    candidates = [{key: stable[key]} for key in dict.fromkeys((*named, *stable))]
+    for selector in (*candidates, stable):
+        if selector and not any(covers(selector, labels) for labels in others):
+            return selector
+    return None
