@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from tests.support.apps import EchoApp
 from tests.support.authorization import authorization_policy, operation, random_policies, source
@@ -47,7 +48,7 @@ async def mesh(tmp_path_factory):
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "apps", account="client")
             mesh.pod("outsider", "outside", sidecar=False, account="cron")
-            for namespace in ("deny", "allow", "dry", "deletion", "full"):
+            for namespace in ("deny", "allow", "dry", "deletion", "least", "open", "full"):
                 pod = mesh.pod("web", namespace, sotw=namespace == "allow")
                 mesh.service("web", namespace, PORTS)
                 await mesh.serve(pod, http=(8080,), lines=(9000,))
@@ -234,6 +235,33 @@ async def test_allowed_mutual_tls_sends_nothing(mesh):
     edges = json.loads(await xds("observe", *options))["edges"]
     # A TCP connection is plaintext traffic before its first bytes are denied.
     assert [(edge["client"], edge["port"], edge["requestsPerDay"]) for edge in edges] == [("cron", 90, "1")]
+
+
+async def test_generated_policies_allow_what_was_recorded_and_nothing_else(mesh, tmp_path):
+    """The client has called port 80 with mutual TLS, and the outsider another workload in plaintext."""
+    await under(mesh)
+    address = f"--xds-address={mesh.plane.address}"
+    record = tmp_path / "traffic.json"
+
+    async def is_recorded() -> bool:
+        # Envoy counts the requests of a new cluster from its next report on.
+        assert (await mesh[CLIENT].client.get("http://web.least/")).ok
+        assert (await mesh[OUTSIDER].client.get("http://web.open/")).ok
+        record.write_text(await xds("observe", address, "-o", "json"))
+        edges = json.loads(record.read_text())["edges"]
+        return {("least", "MTLS"), ("open", "PLAINTEXT")} <= {
+            (edge["namespace"], edge["mode"]) for edge in edges if edge["port"] == 80
+        }
+
+    await eventually(is_recorded, timeout=WITHIN, every=0.5)
+    text = await xds(
+        "generate", "--manifests", mesh.manifests.directory, "--record", record, "-n", "least", "-n", "open"
+    )
+    await under(mesh, *yaml.safe_load_all(text))
+    assert await send(mesh, "least", "/") == [["200"], ["403"]]
+    assert await send(mesh, "open", "/") == [["200"], ["200"]]
+    for namespace in ("least", "open"):
+        assert (await mesh.exchange(TCP, CLIENT, f"web.{namespace}", 90)).how == "fails"
 
 
 # --- random policies ----------------------------------------------------------------------------------------
