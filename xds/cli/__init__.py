@@ -33,6 +33,7 @@ _COMMANDS = {
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "validate": "Check manifests, and print their problems with file and line.",
     "plan": "Print which connections a change breaks, encrypts or repairs, before it is applied.",
+    "prove": "Prove who may connect to which servers, or print counterexamples.",
     "lock": "Set STRICT for a namespace or workload, unless a client would break.",
     "unlock": "Let a namespace or workload accept plaintext again.",
     "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",

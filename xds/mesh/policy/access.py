@@ -138,7 +138,7 @@ def _words(
             yield f"{verb} {describe(config, rule.rule, request)}{protocol} ({rule.policy})"
 
 
-def _identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
+def identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
     """Yield the patterns of rules for the client's SPIFFE ID."""
     for rule in rules:
         for condition in conditions_of(rule):
@@ -149,7 +149,7 @@ def _identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
 def patterns_of(rules: PortRules) -> frozenset[IdentityPattern]:
     """Return the patterns of a port's rules for the client's SPIFFE ID."""
     named = (rule for each in rules.each for rule in (*each.deny, *(each.allow or ())))
-    return frozenset(_identity_patterns(rule.rule for rule in named))
+    return frozenset(identity_patterns(rule.rule for rule in named))
 
 
 def identity_class(mesh: Mesh, client: Pod) -> frozenset[IdentityPattern]:
@@ -175,7 +175,7 @@ class _Identities:
             policy for name in mesh.namespaces() for policy in mesh.in_namespace(name).authorization_policies
         )
         rules = (rule for policy in policies for rule in policy.rules)
-        for pattern in dict.fromkeys(_identity_patterns(rules)):
+        for pattern in dict.fromkeys(identity_patterns(rules)):
             for each in spiffe_patterns(mesh.config, *pattern):
                 if each.pattern.kind is PatternKind.EXACT:
                     self._exact.setdefault(each.pattern.text, set()).add(pattern)
