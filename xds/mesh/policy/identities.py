@@ -61,7 +61,7 @@ def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> 
 
 def account_of(identity: str) -> str:
     """Return the service account of a SPIFFE ID as NAMESPACE/NAME."""
-    namespace, _, account = identity.partition("/ns/")[2].partition("/sa/")
+    namespace, _, account = identity.removeprefix("spiffe://").partition("/ns/")[2].partition("/sa/")
     return f"{namespace}/{account}"
 
 
