@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import product
 from random import Random
+from string import ascii_lowercase, digits
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ CASES: dict[str, tuple[Iterable[Fact], Mapping[str, Any], list[tuple[str, str, s
     "the same account in every namespace": (
         [allow(source(principals=["*/sa/api"]))],
         SHOP_ONLY,
-        [("new ns/api", PORT, ALLOWED)],
+        [("new other/api", PORT, ALLOWED)],
     ),
     "all but a namespace": (
         [allow(source(notNamespaces=["zoo"]))],
@@ -282,6 +283,13 @@ def test_representatives_are_of_every_class(patterns: list[tuple[Attribute, Patt
     found = list(representatives(config, patterns))
     assert classes(f"spiffe://{each}" for each in UNIVERSE) <= classes(found)
     assert len(found) == len(set(found))
+
+
+def test_representatives_include_names_that_all_longer_patterns_leave() -> None:
+    longer = (Pattern.parse(f"as{letter}*") for letter in (*ascii_lowercase, *digits, "-"))
+    patterns = [(Attribute.NAMESPACE, each) for each in (*longer, Pattern.parse("as*"), Pattern.parse("*s"))]
+    accounts = {account_of(each) for each in representatives(MeshConfig(), patterns)}
+    assert "as" in {account.partition("/")[0] for account in accounts}
 
 
 # --- brute force --------------------------------------------------------------------------------------------

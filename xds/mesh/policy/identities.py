@@ -43,8 +43,8 @@ def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> 
         config: settings of the mesh.
         patterns: patterns of rules for identities.
     """
-    # In these namespaces, the separators of a SPIFFE ID look like the end of a namespace.
-    namespaces, accounts = _Texts({"ns", "sa"}, {""}, {""}), _Texts(set(), {""}, {""})
+    # In namespace sa, the separators of a SPIFFE ID look like the end of a namespace.
+    namespaces, accounts = _Texts({"sa"}, {""}, {""}), _Texts(set(), {""}, {""})
     complete = dict[str, None]()
     for each in dict.fromkeys(item for pattern in patterns for item in spiffe_patterns(config, *pattern)):
         if each.pattern.kind is PatternKind.EXACT:
@@ -92,17 +92,15 @@ def _split(each: SpiffePattern, namespaces: _Texts, accounts: _Texts) -> None:
 
 def _names(texts: _Texts) -> Iterator[str]:
     """Yield names of each class that exact names, starts and ends can tell apart."""
-    found = dict.fromkeys(sorted(texts.exact))
-    for start, end in product(sorted(texts.starts), sorted(texts.ends)):
-        found[_between(start, end, texts)] = None
-        for overlap in range(min(len(start), len(end)) + 1):
-            if start.endswith(end[:overlap]):
-                found[start + end[overlap:]] = None
-    yield from found
+    ends = product(sorted(texts.starts), sorted(texts.ends))
+    yield from dict.fromkeys((*(_between(*each, texts) for each in ends), *sorted(texts.exact)))
 
 
 def _between(start: str, end: str, texts: _Texts) -> str:
-    """Return a name with this start and end, and no longer ones of the texts, if there is one."""
+    """Return a name with this start and end, and no longer ones of the texts.
+
+    If every longer name has a longer start or end, only the start or the end itself is left.
+    """
     letters = ascii_lowercase + digits
     pairs = map("".join, product(letters, letters))
     for middle in chain(("other", "new"), letters, pairs):
