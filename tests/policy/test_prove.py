@@ -14,11 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.policy.meshes import meshes
-from tests.policy.world import HTTP, TCP, mesh, peer, pod, service
+from tests.policy.naive_access import (
+    ADDRESSES,
+    CLIENTS,
+    IDENTITIES,
+    SERVER,
+    SERVICE,
+    facts,
+    naive_access,
+    naive_client,
+    without_requests,
+)
+from tests.policy.world import mesh, peer, pod, service
 from tests.support.authorization import (
-    Call,
     authorization_policy,
-    is_allowed,
     operation,
     random_policies,
     source,
@@ -31,7 +40,6 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError
 from xds.mesh.model.objects import Fact, Interception, MeshConfig
 from xds.mesh.model.redirection import Redirection
-from xds.mesh.parse import parse
 from xds.mesh.parse.assertions import parse_assertions
 from xds.mesh.policy.authorization import spiffe_patterns
 from xds.mesh.policy.identities import account_of, representatives
@@ -52,10 +60,6 @@ def assertion(body: Mapping[str, Any]) -> Assertion:
     return found
 
 
-def facts(manifests: Iterable[Any]) -> list[Fact]:
-    return [each.fact for manifest in manifests for each in parse(manifest, str) if each.fact]
-
-
 def proven(world: Mesh, body: Mapping[str, Any]) -> Proof:
     return prove(world, assertion(body))
 
@@ -64,12 +68,18 @@ def seen(proof: Proof) -> list[tuple[str, str, str]]:
     """Return the accounts, or a new one, the servers and the reason of each counterexample."""
     return [
         (
-            ", ".join(each.accounts) or (each.identity and f"new {account_of(each.identity)}") or "plaintext",
+            ", ".join(each.clients.accounts)
+            or (each.clients.identity and f"new {account_of(each.clients.identity)}")
+            or "plaintext",
             ", ".join(each.servers),
             each.why,
         )
         for each in proof.counterexamples
     ]
+
+
+def _unnamed(identity: str) -> str:
+    return f"new {account_of(identity)}" if identity else "plaintext"
 
 
 def allow(*rules: Any, namespace: str = "prod", **more: Any) -> Fact:
@@ -195,13 +205,13 @@ def test_counterexamples(case: str) -> None:
 def test_what_is_not_known_does_not_hold() -> None:
     world = mesh(service("db", "prod"), peer("prod", "STRICT"), API, allow())
     assert proven(world, {"deny": TO})[1::2] == (UNKNOWN, ("pods of db.prod:90", "servers: no pod is known"))
-    assert prove(mesh(*WORLD, allow()), assertion({"deny": TO}), ["1 Rollout"])[1:] == (
+    assert prove(mesh(*WORLD, allow()), assertion({"deny": TO}), is_complete=False)[1:] == (
         UNKNOWN,
         (),
-        ("1 Rollout",),
+        (),
     )
     # A counterexample is one, whatever else there is.
-    assert prove(mesh(*WORLD), assertion({"deny": TO}), ["1 Rollout"]).verdict is FAILS
+    assert prove(mesh(*WORLD), assertion({"deny": TO}), is_complete=False).verdict is FAILS
 
 
 @pytest.mark.parametrize(
@@ -294,66 +304,6 @@ def test_representatives_include_names_that_all_longer_patterns_leave() -> None:
 
 # --- brute force --------------------------------------------------------------------------------------------
 
-NAMESPACES = (
-    "apps",
-    "ap",
-    "apq",
-    "aps",
-    "qps",
-    "s",
-    "qs",
-    "outside",
-    "ns",
-    "qns",
-    "sa",
-    "a",
-    "qa",
-    "q",
-    "full",
-)
-ACCOUNTS = ("client", "other", "sa", "ns", "t", "qt", "q", "default", "s")
-IDENTITIES = ["", *(f"cluster.local/ns/{n}/sa/{a}" for n, a in product(NAMESPACES, ACCOUNTS))]
-SERVER = replace(pod("web", "full"), service_account="default")
-CLIENTS = (
-    replace(pod("client", "apps"), service_account="client"),
-    replace(pod("other", "apps"), service_account="other"),
-    replace(pod("cron", "outside", sidecar=False), service_account="default"),
-)
-ADDRESSES = [*(each.address for each in CLIENTS), "192.0.2.1"]
-SERVICE = service("web", "full", replace(HTTP, port=80), replace(TCP, target=9000))
-"""An HTTP port, and one that is not."""
-
-
-def naive_client(item: Mapping[str, Any], identity: str) -> bool:
-    """Whether an item of `from` selects a client, which `is_allowed` says of a source as well."""
-    policy = authorization_policy("full", source(**item))
-    return is_allowed([policy], Call(identity, "192.0.2.1", SERVER.address, 1), "full", {})
-
-
-def requests(port: int) -> Iterable[dict[str, Any]]:
-    if port == 9000:
-        return ({"host": "", "method": "", "path": ""},)
-    return (
-        {"host": host, "method": method, "path": path, "headers": headers}
-        for host in ("web.full", "web.full:83", "other")
-        for method in ("GET", "POST", "PUT")
-        for path in ("/", "/info/x", "/admin/a", "/x/a", "/other")
-        for headers in ({}, {"x-token": "a"}, {"x-token": "bb"})
-    )
-
-
-def naive_access(policies: list[Any], mode: str, identity: str, port: int, *, all_requests: bool) -> bool:
-    """Whether a client with an identity, or one that sends plaintext, is let in with some request."""
-    if mode == ("DISABLE" if identity else "STRICT"):
-        return False
-    calls = (
-        Call(identity, address, SERVER.address, port, **request)
-        for request in requests(port)
-        for address in (ADDRESSES if all_requests else ADDRESSES[:1])
-    )
-    return any(is_allowed(policies, call, "full", SERVER.meta.labels) for call in calls)
-
-
 SOURCES = st.fixed_dictionaries(
     {},
     optional={
@@ -363,27 +313,6 @@ SOURCES = st.fixed_dictionaries(
         "notNamespaces": st.lists(st.sampled_from(["apps", "a*", "ns"]), min_size=1, max_size=1),
     },
 ) | st.just({"serviceAccounts": ["apps/client"]})
-
-
-def without_requests(policies: list[Any]) -> list[Any]:
-    """Remove what depends on requests and addresses."""
-    for policy in policies:
-        for one in policy["spec"].get("rules", ()):
-            one.pop("when", None)
-            items = [each["source"] for each in one.get("from", ())]
-            items += [each["operation"] for each in one.get("to", ())]
-            for conditions in items:
-                for key in [
-                    key for key in conditions if key.lower().removeprefix("not") not in IDENTITY_KEYS
-                ]:
-                    del conditions[key]
-            for name, inner in (("from", "source"), ("to", "operation")):
-                if name in one and not all(each[inner] for each in one[name]):
-                    del one[name]
-    return policies
-
-
-IDENTITY_KEYS = {"principals", "namespaces", "serviceaccounts", "trustdomains", "ports"}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -418,7 +347,7 @@ def test_verdict_equals_brute_force(seed, mode, claim, items, port, decides_requ
         assert proof.verdict is FAILS
     for counterexample in proof.counterexamples:
         if not decides_requests:
-            assert violates(counterexample.identity.removeprefix("spiffe://")), counterexample
+            assert violates(counterexample.clients.identity.removeprefix("spiffe://")), counterexample
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -18,8 +18,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, join_names
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse.assertions import parse_assertions
-from xds.mesh.policy.identities import account_of
-from xds.mesh.policy.prove import Counterexample, Proof, Verdict, unknown_clients
+from xds.mesh.policy.prove import Proof, Verdict, unknown_clients
 from xds.mesh.policy.prove import prove as prove_assertion
 from xds.mesh.sources.documents import read_documents
 
@@ -30,9 +29,9 @@ xds prove -f assertions.yaml --manifests mesh/ -o json
 kustomize build overlays/prod | xds prove -f assertions.yaml --manifests -
 """
 
+MAX_SERVERS = 3
+"""Maximum number of servers that a row names."""
 _STYLES = {Verdict.HOLDS: "green", Verdict.FAILS: "red", Verdict.UNKNOWN: "yellow"}
-_MAX_NAMES = 3
-"""Maximum number of service accounts, and of servers, that a row names."""
 
 
 @grouped_options
@@ -70,7 +69,7 @@ def prove(
         reading=source.reading(),
     )
     print_problems(read.problems)
-    proofs = _prove(mesh, assertions, read.not_considered)
+    proofs = _prove(mesh, assertions, is_complete=not read.not_considered)
     if output is Format.TABLE:
         _print_table(proofs)
         print_not_considered(read.not_considered, err=False)
@@ -103,14 +102,14 @@ def _read_assertions(filenames: Sequence[str]) -> list[Assertion]:
     return [*found.values()]
 
 
-def _prove(mesh: Mesh, assertions: Sequence[Assertion], not_considered: Sequence[str]) -> list[Proof]:
+def _prove(mesh: Mesh, assertions: Sequence[Assertion], *, is_complete: bool) -> list[Proof]:
     """Prove assertions. Exits with status 2 if one names what does not exist."""
     proofs, errors = [], []
     for assertion in assertions:
         try:
             notices = unknown_clients(mesh, assertion)
             print_problems(Problem(where=assertion.origin, what=what, notice=True) for what in notices)
-            proofs.append(prove_assertion(mesh, assertion, not_considered))
+            proofs.append(prove_assertion(mesh, assertion, is_complete=is_complete))
         except UnknownNameError as error:
             what = f"{assertion.name}: {error}"
             errors.append(Problem(where=assertion.origin, what=what))
@@ -134,22 +133,12 @@ def _print_table(proofs: Sequence[Proof]) -> None:
 def _rows(proof: Proof) -> Iterator[tuple[str, ...]]:
     """Yield the cells of each counterexample, or of what is not known."""
     for each in proof.counterexamples:
-        servers = join_names(each.servers, _MAX_NAMES)
-        yield _clients(each), _mode(each), servers, each.why
+        servers = join_names(each.servers, MAX_SERVERS)
+        yield str(each.clients), each.clients.mode, servers, each.why
     if proof.verdict is Verdict.UNKNOWN:
-        yield "-", "-", "-", f"not known: {join_names(proof.unknown, _MAX_NAMES)}"
+        yield "-", "-", "-", ", ".join(proof.unknown) or "see Not considered"
     elif not proof.counterexamples:
         yield "-", "-", "-", "-"
-
-
-def _clients(found: Counterexample) -> str:
-    if not found.identity:
-        return "any client"
-    return join_names(found.accounts, _MAX_NAMES) or f"{account_of(found.identity)} (does not exist yet)"
-
-
-def _mode(found: Counterexample) -> str:
-    return "mtls" if found.identity else "plaintext"
 
 
 def _value(proof: Proof) -> dict[str, Any]:
@@ -160,9 +149,9 @@ def _value(proof: Proof) -> dict[str, Any]:
         "verdict": str(proof.verdict),
         "counterexamples": [
             {
-                "accounts": [*each.accounts],
-                "identity": each.identity,
-                "mode": _mode(each),
+                "accounts": [*each.clients.accounts],
+                "identity": each.clients.identity,
+                "mode": each.clients.mode,
                 "servers": [*each.servers],
                 "reason": each.why,
                 "decidedBy": [*map(str, each.decided_by)],

@@ -7,17 +7,22 @@ server's own sidecar refuses counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from xds.mesh.model.authorization import Attribute, Rule
 from xds.mesh.model.mesh import Endpoint, Mesh, target_port
-from xds.mesh.model.objects import Interception, MeshConfig, Mode, Pod, Ref, Service, ServicePort
-from xds.mesh.policy.access import Permission, PortRules, permission, port_rules
+from xds.mesh.model.names import join_names, natural_key
+from xds.mesh.model.objects import Interception, MeshConfig, Mode, Pod, Ref, Service, ServicePort, spiffe_id
+from xds.mesh.policy.access import IdentityPattern, Permission, PortRules, permission, port_rules
 from xds.mesh.policy.authorization import Access, conditions_of
 from xds.mesh.policy.describe import OTHER_PORTS
+from xds.mesh.policy.hop_text import MAX_NAMES
+from xds.mesh.policy.identities import account_of, representatives
 from xds.mesh.policy.mtls import ModeDecision, enforced_mode, ports_with_own_mode
-from xds.mesh.policy.reach import is_closed
+from xds.mesh.policy.reach import Result, is_closed
+
+T = TypeVar("T")
 
 
 class Enforcement(NamedTuple):
@@ -97,6 +102,64 @@ def _ports_in_rules(mesh: Mesh, pod: Pod) -> set[int]:
         if condition.attribute is Attribute.DESTINATION_PORT
         for pattern in (*condition.values, *condition.excluded)
     }
+
+
+class ClientClass(NamedTuple):
+    """Clients that policies cannot tell apart, or that get the same result."""
+
+    identity: str
+    """SPIFFE ID of one of them; empty for plaintext, which any client can send."""
+    accounts: tuple[str, ...] = ()
+    """Existing service accounts among them, as NAMESPACE/NAME in natural order; empty if there is none."""
+    is_everyone: bool = False
+    """Whether all clients with an identity are among them."""
+
+    @property
+    def mode(self) -> str:
+        """What they send: `mtls` or `plaintext`."""
+        return Result.MTLS if self.identity else Result.PLAINTEXT
+
+    def __str__(self) -> str:
+        if self.is_everyone or not self.identity:
+            return "any service account" if self.identity else "any client"
+        return join_names(self.accounts, MAX_NAMES) or f"{account_of(self.identity)} (does not exist yet)"
+
+
+def clients_by_result(
+    mesh: Mesh, patterns: Iterable[IdentityPattern], result: Callable[[str], T | None]
+) -> Iterator[tuple[T, ClientClass]]:
+    """Group all identities that could exist by a result that depends only on patterns; leave out None.
+
+    Args:
+        mesh: the facts.
+        patterns: the patterns.
+        result: returns the result for a SPIFFE ID.
+    """
+    examples: dict[T | None, list[str]] = {}
+    for identity in representatives(mesh.config, patterns):
+        examples.setdefault(result(identity), []).append(identity)
+    is_everyone = len(examples) == 1
+    examples.pop(None, None)
+    known: dict[T | None, list[str]] = {}
+    for identity in known_identities(mesh) if examples else ():
+        known.setdefault(result(identity), []).append(identity)
+    for each, identities in examples.items():
+        if each is not None:
+            existing = known.get(each, [])
+            accounts = tuple(map(account_of, existing))
+            yield each, ClientClass([*existing, *identities][0], accounts, is_everyone)
+
+
+def known_identities(mesh: Mesh) -> list[str]:
+    """Return the SPIFFE IDs of the service accounts of the mesh, in natural order."""
+    key = "known identities"
+    if key not in mesh.scratch:
+        namespaces = ((name, mesh.in_namespace(name)) for name in mesh.namespaces())
+        accounts = [(name, account) for name, facts in namespaces for account in facts.service_accounts]
+        accounts.sort(key=lambda account: natural_key(*account))
+        mesh.scratch[key] = [spiffe_id(mesh.config.trust_domain, *account) for account in accounts]
+    found: list[str] = mesh.scratch[key]
+    return found
 
 
 def why_accepted(

@@ -9,12 +9,15 @@ from typing import NamedTuple
 from xds.mesh.model.assertions import Assertion, Claim, Servers
 from xds.mesh.model.authorization import Attribute, Pattern, Rule
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.names import UnknownNameError, natural_key, ports_named, service_named, unknown_name
-from xds.mesh.model.objects import Mode, Namespace, Pod, Ref, spiffe_id
+from xds.mesh.model.names import UnknownNameError, ports_named, service_named, unknown_name
+from xds.mesh.model.objects import Mode, Namespace, Pod, Ref
 from xds.mesh.policy.acceptance import (
+    ClientClass,
     Enforcement,
     accepted,
+    clients_by_result,
     enforcement,
+    known_identities,
     pod_endpoints,
     service_endpoints,
     why_accepted,
@@ -23,7 +26,7 @@ from xds.mesh.policy.access import Permission, identity_patterns, patterns_of
 from xds.mesh.policy.authorization import Request, holds, is_like
 from xds.mesh.policy.describe import OTHER_PORTS
 from xds.mesh.policy.hop_text import format_target
-from xds.mesh.policy.identities import account_of, representatives
+from xds.mesh.policy.identities import account_of
 
 
 class Verdict(StrEnum):
@@ -40,10 +43,8 @@ class Counterexample(NamedTuple):
 
     servers: tuple[str, ...]
     """Ports that accept them, as SERVICE.NAMESPACE:PORT, or `port PORT of POD.NAMESPACE`."""
-    identity: str
-    """SPIFFE ID of a client; empty for plaintext, which any client can send."""
-    accounts: tuple[str, ...]
-    """Existing service accounts with the same result, as NAMESPACE/NAME; empty if there is none."""
+    clients: ClientClass
+    """The clients."""
     why: str
     """Why the server accepts them."""
     decided_by: tuple[Ref, ...]
@@ -60,10 +61,10 @@ class Proof(NamedTuple):
     counterexamples: tuple[Counterexample, ...]
     """Why it fails."""
     unknown: tuple[str, ...]
-    """What is not known: noun phrases."""
+    """What is not known of the servers: noun phrases."""
 
 
-def prove(mesh: Mesh, assertion: Assertion, not_considered: Iterable[str] = ()) -> Proof:
+def prove(mesh: Mesh, assertion: Assertion, *, is_complete: bool = True) -> Proof:
     """Prove an assertion for all clients that could exist, or find counterexamples.
 
     Raises UnknownNameError if a name exists nowhere, so that the assertion would be about nothing.
@@ -71,10 +72,10 @@ def prove(mesh: Mesh, assertion: Assertion, not_considered: Iterable[str] = ()) 
     Args:
         mesh: the facts.
         assertion: the assertion.
-        not_considered: what the mesh does not contain, and could change the result.
+        is_complete: whether the mesh contains everything that could change the result.
     """
     by_enforcement: dict[Enforcement, dict[str, None]] = {}
-    unknown = dict.fromkeys(not_considered)
+    unknown: dict[str, None] = {}
     for item in assertion.servers:
         for label, endpoint in _servers(mesh, item, unknown):
             by_enforcement.setdefault(enforcement(mesh, endpoint), {})[label] = None
@@ -85,7 +86,9 @@ def prove(mesh: Mesh, assertion: Assertion, not_considered: Iterable[str] = ()) 
     counterexamples = tuple(each._replace(servers=tuple(labels)) for each, labels in found.items())
     if not by_enforcement:
         unknown["servers: no pod is known"] = None
-    verdict = Verdict.FAILS if counterexamples else Verdict.UNKNOWN if unknown else Verdict.HOLDS
+    verdict = Verdict.HOLDS if is_complete and not unknown else Verdict.UNKNOWN
+    if counterexamples:
+        verdict = Verdict.FAILS
     return Proof(assertion, verdict, counterexamples, tuple(unknown))
 
 
@@ -93,36 +96,26 @@ def _counterexamples(mesh: Mesh, assertion: Assertion, enforced: Enforcement) ->
     config = mesh.config
     if assertion.claim is Claim.STRICT:
         if not enforced.is_closed and not (enforced.mode and enforced.mode.mode is Mode.STRICT):
-            yield _counterexample(enforced, "", None)
+            yield _counterexample(enforced, ClientClass(""), None)
         return
     if plaintext := accepted(config, enforced, ""):
-        yield _counterexample(enforced, "", plaintext)
+        yield _counterexample(enforced, ClientClass(""), plaintext)
     if not assertion.claim.is_about_clients or enforced.mode is None:
         return
     patterns = {*identity_patterns([Rule(sources=assertion.sources)])}
     if enforced.rules:
         patterns |= patterns_of(enforced.rules)
-    examples: dict[Permission, list[str]] = {}
-    known: dict[Permission, list[str]] = {}
 
-    def add(identity: str, found: dict[Permission, list[str]]) -> None:
-        if _is_concerned(mesh, assertion, identity) and (allowed := accepted(config, enforced, identity)):
-            found.setdefault(allowed, []).append(identity)
+    def result(identity: str) -> Permission | None:
+        return accepted(config, enforced, identity) if _is_concerned(mesh, assertion, identity) else None
 
-    for identity in representatives(config, patterns):
-        add(identity, examples)
-    for identity in _known_identities(mesh) if examples else ():
-        add(identity, known)
-    for allowed, identities in examples.items():
-        existing = known.get(allowed, ())
-        identity = [*existing, *identities][0]
-        accounts = tuple(dict.fromkeys(map(account_of, existing)))
-        yield _counterexample(enforced, identity, allowed)._replace(accounts=accounts)
+    for allowed, clients in clients_by_result(mesh, patterns, result):
+        yield _counterexample(enforced, clients, allowed)
 
 
-def _counterexample(enforced: Enforcement, identity: str, found: Permission | None) -> Counterexample:
-    why, refs = why_accepted(enforced, identity, found)
-    return Counterexample((), identity, (), why, refs)
+def _counterexample(enforced: Enforcement, clients: ClientClass, found: Permission | None) -> Counterexample:
+    why, refs = why_accepted(enforced, clients.identity, found)
+    return Counterexample((), clients, why, refs)
 
 
 def _is_concerned(mesh: Mesh, assertion: Assertion, identity: str) -> bool:
@@ -133,19 +126,6 @@ def _is_concerned(mesh: Mesh, assertion: Assertion, identity: str) -> bool:
         for conditions in assertion.sources
     )
     return matches is (assertion.claim is Claim.DENY)
-
-
-def _known_identities(mesh: Mesh) -> list[str]:
-    """Return the SPIFFE IDs of the service accounts of the mesh, in natural order."""
-    key = "known identities"
-    if key not in mesh.scratch:
-        accounts = [
-            (name, each) for name in mesh.namespaces() for each in mesh.in_namespace(name).service_accounts
-        ]
-        accounts.sort(key=lambda account: natural_key(*account))
-        mesh.scratch[key] = [spiffe_id(mesh.config.trust_domain, *account) for account in accounts]
-    found: list[str] = mesh.scratch[key]
-    return found
 
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -195,7 +175,7 @@ def unknown_clients(mesh: Mesh, assertion: Assertion) -> Iterator[str]:
     Raises UnknownNameError if it makes the assertion weaker, such as a client that is denied.
     """
     namespaces = _namespaces(mesh)
-    accounts = [account_of(identity) for identity in _known_identities(mesh)]
+    accounts = [account_of(identity) for identity in known_identities(mesh)]
     for condition in (each for conditions in assertion.sources for each in conditions):
         is_account = condition.attribute is Attribute.SERVICE_ACCOUNT
         kind, known = ("service account", accounts) if is_account else ("namespace", namespaces)
