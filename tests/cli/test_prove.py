@@ -85,6 +85,7 @@ def test_json(folder: Path, assertions: Path) -> None:
     assert second["counterexamples"] == [
         {
             "accounts": [],
+            "moreAccounts": 0,
             "identity": "",
             "mode": "plaintext",
             "servers": ["web.shop:80"],

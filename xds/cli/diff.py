@@ -83,6 +83,7 @@ def diff(
             {
                 "effect": str(change.effect),
                 "accounts": [*change.clients.accounts],
+                "moreAccounts": change.clients.more_accounts,
                 "identity": change.clients.identity,
                 "mode": change.clients.mode,
                 "servers": [*change.servers],

@@ -150,6 +150,7 @@ def _value(proof: Proof) -> dict[str, Any]:
         "counterexamples": [
             {
                 "accounts": [*each.clients.accounts],
+                "moreAccounts": each.clients.more_accounts,
                 "identity": each.clients.identity,
                 "mode": each.clients.mode,
                 "servers": [*each.servers],

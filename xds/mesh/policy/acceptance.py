@@ -7,14 +7,21 @@ server's own sidecar refuses counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from xds.mesh.model.authorization import Attribute, Rule
 from xds.mesh.model.mesh import Endpoint, Mesh, target_port
-from xds.mesh.model.names import join_names, natural_key
+from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Interception, MeshConfig, Mode, Pod, Ref, Service, ServicePort, spiffe_id
-from xds.mesh.policy.access import IdentityPattern, Permission, PortRules, permission, port_rules
+from xds.mesh.policy.access import (
+    IdentityIndex,
+    IdentityPattern,
+    Permission,
+    PortRules,
+    permission,
+    port_rules,
+)
 from xds.mesh.policy.authorization import Access, conditions_of
 from xds.mesh.policy.describe import OTHER_PORTS
 from xds.mesh.policy.hop_text import MAX_NAMES
@@ -22,6 +29,8 @@ from xds.mesh.policy.identities import account_of, representatives
 from xds.mesh.policy.mtls import ModeDecision, enforced_mode, ports_with_own_mode
 from xds.mesh.policy.reach import Result, is_closed
 
+MAX_ACCOUNTS = 20
+"""Maximum number of service accounts of a class that are named."""
 T = TypeVar("T")
 
 
@@ -110,7 +119,9 @@ class ClientClass(NamedTuple):
     identity: str
     """SPIFFE ID of one of them; empty for plaintext, which any client can send."""
     accounts: tuple[str, ...] = ()
-    """Existing service accounts among them, as NAMESPACE/NAME in natural order; empty if there is none."""
+    """Existing service accounts among them, as NAMESPACE/NAME in natural order: at most MAX_ACCOUNTS."""
+    more_accounts: int = 0
+    """Number of other existing service accounts among them."""
     is_everyone: bool = False
     """Whether all clients with an identity are among them."""
 
@@ -122,11 +133,14 @@ class ClientClass(NamedTuple):
     def __str__(self) -> str:
         if self.is_everyone or not self.identity:
             return "any service account" if self.identity else "any client"
-        return join_names(self.accounts, MAX_NAMES) or f"{account_of(self.identity)} (does not exist yet)"
+        if not self.accounts:
+            return f"{account_of(self.identity)} (does not exist yet)"
+        more = len(self.accounts[MAX_NAMES:]) + self.more_accounts
+        return ", ".join(self.accounts[:MAX_NAMES]) + (f" and {more} more" if more else "")
 
 
 def clients_by_result(
-    mesh: Mesh, patterns: Iterable[IdentityPattern], result: Callable[[str], T | None]
+    mesh: Mesh, patterns: Collection[IdentityPattern], result: Callable[[str], T | None]
 ) -> Iterator[tuple[T, ClientClass]]:
     """Group all identities that could exist by a result that depends only on patterns; leave out None.
 
@@ -135,19 +149,27 @@ def clients_by_result(
         patterns: the patterns.
         result: returns the result for a SPIFFE ID.
     """
-    examples: dict[T | None, list[str]] = {}
+    index, results = IdentityIndex(mesh.config, patterns), dict[frozenset[IdentityPattern], T | None]()
+    examples: dict[T | None, str] = {}
     for identity in representatives(mesh.config, patterns):
-        examples.setdefault(result(identity), []).append(identity)
-    is_everyone = len(examples) == 1
-    examples.pop(None, None)
+        found = results[index.matching(identity)] = result(identity)
+        examples.setdefault(found, identity)
     known: dict[T | None, list[str]] = {}
-    for identity in known_identities(mesh) if examples else ():
-        known.setdefault(result(identity), []).append(identity)
-    for each, identities in examples.items():
+    for identity in known_identities(mesh) if {*examples} - {None} else ():
+        known.setdefault(results[index.matching(identity)], []).append(identity)
+    for each, identity in examples.items():
         if each is not None:
             existing = known.get(each, [])
-            accounts = tuple(map(account_of, existing))
-            yield each, ClientClass([*existing, *identities][0], accounts, is_everyone)
+            accounts = tuple(map(account_of, existing[:MAX_ACCOUNTS]))
+            yield (
+                each,
+                ClientClass(
+                    [*existing[:1], identity][0],
+                    accounts,
+                    len(existing) - len(accounts),
+                    is_everyone=len(examples) == 1,
+                ),
+            )
 
 
 def known_identities(mesh: Mesh) -> list[str]:

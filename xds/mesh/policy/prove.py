@@ -28,6 +28,9 @@ from xds.mesh.policy.describe import OTHER_PORTS
 from xds.mesh.policy.hop_text import format_target
 from xds.mesh.policy.identities import account_of
 
+MAX_COUNTEREXAMPLES = 100
+"""Number of counterexamples of an assertion after which no more servers are examined."""
+
 
 class Verdict(StrEnum):
     """Whether an assertion is true."""
@@ -81,6 +84,8 @@ def prove(mesh: Mesh, assertion: Assertion, *, is_complete: bool = True) -> Proo
             by_enforcement.setdefault(enforcement(mesh, endpoint), {})[label] = None
     found: dict[Counterexample, dict[str, None]] = {}
     for enforced, labels in by_enforcement.items():
+        if len(found) >= MAX_COUNTEREXAMPLES:
+            break
         for counterexample in _counterexamples(mesh, assertion, enforced):
             found.setdefault(counterexample, {}).update(labels)
     counterexamples = tuple(each._replace(servers=tuple(labels)) for each, labels in found.items())
