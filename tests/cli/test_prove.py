@@ -157,9 +157,8 @@ def test_gained_access_is_status_1(folder: Path, tmp_path: Path) -> None:
     assert xds("diff", proposal, folder, "--allow-gained").exit_code == 0
     lost = xds("diff", folder, proposal, "-o", "json")
     assert lost.exit_code == 0
-    assert [(each["effect"], each["mode"]) for each in json.loads(lost.stdout)["changes"]] == [
-        ("lost", "plaintext")
-    ]
+    changes = json.loads(lost.stdout)["changes"]
+    assert [(each["effect"], each["mode"]) for each in changes] == [("lost", "plaintext"), ("lost", "mtls")]
     same = xds("diff", folder, folder)
     assert (same.exit_code, same.stdout) == (0, "no access changes\n")
 

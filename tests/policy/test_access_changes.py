@@ -29,6 +29,7 @@ GAINED, MAY_BE_GAINED, LOST = AccessEffect
 DB, API, NAKED = pod("db", "prod"), pod("api", "shop"), pod("naked", "zoo", sidecar=False)
 WORLD = (DB, API, NAKED, service("db", "prod"), peer("prod", "STRICT"))
 BOTH = "db.prod:80, db.prod:90"
+DISABLED = "before: mode DISABLE (PeerAuthentication prod/default); no AuthorizationPolicy applies"
 PERMISSIVE = "mode PERMISSIVE (PeerAuthentication prod/default)"
 BY_RULES = "allowed by AuthorizationPolicy prod/rules"
 
@@ -42,6 +43,14 @@ SHOP = allow(source(namespaces=["shop"]))
 CASES: dict[str, tuple[Iterable[Fact], Iterable[Fact], list[tuple[str, str, str, str]]]] = {
     # Facts beside WORLD before and after; effect, clients, servers and reason of each change.
     "nothing": ([SHOP], [SHOP], []),
+    "plaintext is lost, and what identities had only by it": (
+        [peer("prod", "DISABLE")],
+        [SHOP],
+        [
+            (LOST, "any client", BOTH, DISABLED),
+            (LOST, "prod/db, zoo/naked", BOTH, DISABLED),
+        ],
+    ),
     "first policy": (
         [],
         [SHOP],
@@ -142,11 +151,15 @@ def test_changes_equal_brute_force(seeds: tuple[int, int], modes: tuple[str, str
             if old != new:
                 expected.add((GAINED if new else LOST, bool(identity)))
         found = [each for each in changes if f"web.full:{port}" in each.servers]
-        # What plaintext gains or loses, all identities do, and it is reported only once.
+        # What plaintext gains, all identities do, and it is reported only once.
         plaintext = {each.effect for each in found if not each.clients.identity}
         assert {(effect, False) for effect in plaintext} == {each for each in expected if not each[1]}
         identities = {(each.effect, True) for each in found if each.clients.identity}
-        assert identities == {each for each in expected if each[1] and each[0] not in plaintext}
+        assert identities == {
+            (effect, each)
+            for effect, each in expected
+            if each and (effect is LOST or effect not in plaintext)
+        }
         for each in found:
             identity = each.clients.identity.removeprefix("spiffe://")
             assert reaches(1, identity) is (each.effect is GAINED)

@@ -249,9 +249,9 @@ def test_unknown_client_that_is_an_exception_is_a_notice() -> None:
 
 DOMAINS = ("cluster.local", "ns")
 SHORT = ["".join(letters) for size in (1, 2, 3, 4) for letters in product("as", repeat=size)] + ["ns", "asns"]
-UNIVERSE = [
-    f"{d}/ns/{n}/sa/{a}" for d in DOMAINS for n in (*SHORT, "q", "aqa", "sqs") for a in (*SHORT[:14], "q")
-]
+NAMES = (*SHORT, "q", "aqa", "sqs", "other", "new")
+UNIVERSE = [f"{d}/ns/{n}/sa/{a}" for d in DOMAINS for n in NAMES for a in (*SHORT[:14], "q", "other", "new")]
+"""Identities, also those that are likely to be made up."""
 
 
 @st.composite
@@ -262,7 +262,8 @@ def identity_patterns(draw: st.DrawFn) -> tuple[Attribute, Pattern]:
             [Attribute.PRINCIPAL, Attribute.NAMESPACE, Attribute.SERVICE_ACCOUNT, Attribute.TRUST_DOMAIN]
         )
     )
-    identity = draw(st.sampled_from(UNIVERSE))
+    names = st.sampled_from(["other", "new"]) | st.sampled_from(SHORT)
+    identity = f"{draw(st.sampled_from(DOMAINS))}/ns/{draw(names)}/sa/{draw(names)}"
     domain, _, rest = identity.partition("/ns/")
     namespace, _, account = rest.partition("/sa/")
     match attribute:

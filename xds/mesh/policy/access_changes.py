@@ -99,15 +99,19 @@ def _changes(
 ) -> Iterator[AccessChange]:
     if old == new and before.config == after.config:
         return
-    plaintext = _compare(_accepted(before, old, [""]), _accepted(after, new, [""]))
+    sends_plaintext = _accepted(after, new, [""])
+    plaintext = _compare(_accepted(before, old, [""]), sends_plaintext)
     if plaintext:
         yield AccessChange(plaintext[0], ClientClass(""), plaintext[1])
+    gains_plaintext = plaintext is not None and plaintext[0] is AccessEffect.GAINED
 
     def result(identity: str) -> tuple[AccessEffect, str] | None:
-        # A client with an identity can send plaintext as well.
+        # A client with an identity can send plaintext as well, so it gains what plaintext gains.
         sent = (identity, "")
-        change = _compare(_accepted(before, old, sent), _accepted(after, new, sent))
-        return None if plaintext and change and change[0] is plaintext[0] else change
+        current = _accepted(after, new, sent)
+        change = _compare(_accepted(before, old, sent), current)
+        is_reported = gains_plaintext and current.access is sends_plaintext.access
+        return None if is_reported and change and change[0] is AccessEffect.GAINED else change
 
     rules = (enforced.rules for enforced in (*old, *new) if enforced.rules)
     patterns = {pattern for each in rules for pattern in patterns_of(each)}

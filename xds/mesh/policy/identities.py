@@ -31,6 +31,8 @@ class _Texts(NamedTuple):
     """Starts of names that they match."""
     ends: set[str]
     """Ends of names that they match."""
+    taken: set[str]
+    """Names in complete identities that they match."""
 
 
 def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> Iterator[str]:
@@ -44,11 +46,14 @@ def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> 
         patterns: patterns of rules for identities.
     """
     # In namespace sa, the separators of a SPIFFE ID look like the end of a namespace.
-    namespaces, accounts = _Texts({"sa"}, {""}, {""}), _Texts(set(), {""}, {""})
+    namespaces, accounts = _Texts({"sa"}, {""}, {""}, set()), _Texts(set(), {""}, {""}, set())
     complete = dict[str, None]()
     for each in dict.fromkeys(item for pattern in patterns for item in spiffe_patterns(config, *pattern)):
         if each.pattern.kind is PatternKind.EXACT:
             complete[each.pattern.text] = None
+            namespace, _, account = account_of(each.pattern.text).partition("/")
+            namespaces.taken.add(namespace)
+            accounts.taken.add(account)
         else:
             _split(each, namespaces, accounts)
     yield from filter(_is_service_account, complete)
@@ -97,7 +102,7 @@ def _names(texts: _Texts) -> Iterator[str]:
 
 
 def _between(start: str, end: str, texts: _Texts) -> str:
-    """Return a name with this start and end, and no longer ones of the texts.
+    """Return a name with this start and end, no longer ones of the texts, and that no pattern names.
 
     If every longer name has a longer start or end, only the start or the end itself is left.
     """
@@ -105,7 +110,7 @@ def _between(start: str, end: str, texts: _Texts) -> str:
     pairs = map("".join, product(letters, letters))
     for middle in chain(("other", "new"), letters, pairs):
         name = start + middle + end
-        if name not in texts.exact and not (
+        if name not in texts.exact | texts.taken and not (
             _has_longer(start, filter(name.startswith, texts.starts))
             or _has_longer(end, filter(name.endswith, texts.ends))
         ):
