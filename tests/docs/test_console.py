@@ -21,8 +21,11 @@ from xds.mesh.inject.policy_webhook import PolicyReviewer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "envoy" / "auto-mtls"
-PAGES = ("docs/how-to/find-what-strict-breaks.md", "docs/how-to/check-reachability.md")
+PROOFS = "docs/how-to/prove-who-may-call.md"
+PAGES = ("docs/how-to/find-what-strict-breaks.md", "docs/how-to/check-reachability.md", PROOFS)
 BLOCK = re.compile(r"^( *)```console\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def commands(page: str) -> Iterator[tuple[str, str]]:
@@ -57,6 +60,13 @@ def test_output_in_page_is_real(
     shutil.copy(EXAMPLES / "steps" / "strict.yaml", tmp_path)
     (tmp_path / "custom.yaml").write_text(CUSTOM)
     (tmp_path / "permissive.yaml").write_text(PERMISSIVE)
+    assertions, _, access, _ = re.findall(
+        r"^```yaml\n(.*?)^```$", (ROOT / PROOFS).read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "assertions.yaml").write_text(assertions)
+    shutil.copytree(tmp_path / "mesh", tmp_path / "proposal")
+    for folder in (tmp_path, tmp_path / "proposal"):
+        (folder / "httpbin-access.yaml").write_text(access)
     monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(command)
     if name == "kubectl":

@@ -34,6 +34,8 @@ _COMMANDS = {
     "validate": "Check manifests, and print their problems with file and line.",
     "plan": "Print which connections a change breaks, encrypts or repairs, before it is applied.",
     "generate": "Print AuthorizationPolicies that allow the traffic in a record, and nothing else.",
+    "prove": "Prove who may connect to which servers, or print counterexamples.",
+    "diff": "Print which access clients gain and lose between two states of the manifests.",
     "lock": "Set STRICT for a namespace or workload, unless a client would break.",
     "unlock": "Let a namespace or workload accept plaintext again.",
     "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",

@@ -138,7 +138,7 @@ def _words(
             yield f"{verb} {describe(config, rule.rule, request)}{protocol} ({rule.policy})"
 
 
-def _identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
+def identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
     """Yield the patterns of rules for the client's SPIFFE ID."""
     for rule in rules:
         for condition in conditions_of(rule):
@@ -149,7 +149,7 @@ def _identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
 def patterns_of(rules: PortRules) -> frozenset[IdentityPattern]:
     """Return the patterns of a port's rules for the client's SPIFFE ID."""
     named = (rule for each in rules.each for rule in (*each.deny, *(each.allow or ())))
-    return frozenset(_identity_patterns(rule.rule for rule in named))
+    return frozenset(identity_patterns(rule.rule for rule in named))
 
 
 def identity_class(mesh: Mesh, client: Pod) -> frozenset[IdentityPattern]:
@@ -159,24 +159,32 @@ def identity_class(mesh: Mesh, client: Pod) -> frozenset[IdentityPattern]:
     """
     key = "identities"
     if key not in mesh.scratch:
-        mesh.scratch[key] = _Identities(mesh)
-    found: _Identities = mesh.scratch[key]
-    return found.matching(client.identity(mesh.config.trust_domain))
-
-
-class _Identities:
-    """Index of the patterns of all rules for SPIFFE IDs."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._exact: dict[str, set[IdentityPattern]] = {}
-        self._others: list[tuple[SpiffePattern, IdentityPattern]] = []
-        self._matching: dict[str, frozenset[IdentityPattern]] = {}
         policies = (
             policy for name in mesh.namespaces() for policy in mesh.in_namespace(name).authorization_policies
         )
-        rules = (rule for policy in policies for rule in policy.rules)
-        for pattern in dict.fromkeys(_identity_patterns(rules)):
-            for each in spiffe_patterns(mesh.config, *pattern):
+        patterns = identity_patterns(rule for policy in policies for rule in policy.rules)
+        mesh.scratch[key] = IdentityIndex(mesh.config, patterns)
+    found: IdentityIndex = mesh.scratch[key]
+    return found.matching(client.identity(mesh.config.trust_domain))
+
+
+_NO_PATTERNS = frozenset[IdentityPattern]()
+
+
+class IdentityIndex:
+    """Index of patterns for SPIFFE IDs.
+
+    Args:
+        config: settings of the mesh.
+        patterns: the patterns.
+    """
+
+    def __init__(self, config: MeshConfig, patterns: Iterable[IdentityPattern]) -> None:
+        self._exact: dict[str, set[IdentityPattern]] = {}
+        self._others: list[tuple[SpiffePattern, IdentityPattern]] = []
+        self._matching: dict[str, frozenset[IdentityPattern]] = {}
+        for pattern in dict.fromkeys(patterns):
+            for each in spiffe_patterns(config, *pattern):
                 if each.pattern.kind is PatternKind.EXACT:
                     self._exact.setdefault(each.pattern.text, set()).add(pattern)
                 else:
@@ -185,8 +193,9 @@ class _Identities:
     def matching(self, identity: str) -> frozenset[IdentityPattern]:
         """Return the patterns that match a SPIFFE ID."""
         if identity not in self._matching:
-            others = (pattern for each, pattern in self._others if each.matches(identity))
-            self._matching[identity] = frozenset(self._exact.get(identity, ())).union(others)
+            found = [*self._exact.get(identity, ())]
+            found += [pattern for each, pattern in self._others if each.matches(identity)]
+            self._matching[identity] = frozenset(found) if found else _NO_PATTERNS
         return self._matching[identity]
 
 

@@ -369,13 +369,13 @@ def _has(config: MeshConfig, condition: Condition, pattern: Pattern, request: Re
         case Attribute.DESTINATION_PORT:
             return str(request.port) == pattern.text
         case Attribute.SNI:
-            return _is_like(request.sni, pattern)
+            return is_like(request.sni, pattern)
         case Attribute.HOST:
             return _is_in_header(None if request.host is None else request.host.lower(), pattern)
         case Attribute.METHOD:
             return _is_in_header(request.method, pattern)
         case Attribute.PATH:
-            return _is_like(request.path, pattern)
+            return is_like(request.path, pattern)
         case Attribute.HEADER:
             return _has_header(request, condition.name, pattern)
         case _:
@@ -397,7 +397,7 @@ def _has_header(request: Request, name: str, pattern: Pattern) -> bool | None:
 
 def _is_in_header(value: str | None, pattern: Pattern) -> bool | None:
     """Whether a header's value matches a pattern. An empty value is present."""
-    return _is_like(value, pattern) if value is None or pattern.kind is not PatternKind.PRESENT else True
+    return is_like(value, pattern) if value is None or pattern.kind is not PatternKind.PRESENT else True
 
 
 def _is_in(address: str | None, block: Pattern) -> bool | None:
@@ -418,7 +418,8 @@ def _network(block: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return ipaddress.ip_network(block)
 
 
-def _is_like(text: str | None, pattern: Pattern) -> bool | None:
+def is_like(text: str | None, pattern: Pattern) -> bool | None:
+    """Whether a text matches a pattern; None if the text is not known."""
     if text is None:
         return None
     match pattern.kind:
@@ -476,7 +477,7 @@ class SpiffePattern(NamedTuple):
             return False
         if self.unless_contains and self.unless_contains in identity:
             return False
-        return bool(_is_like(identity, self.pattern))
+        return bool(is_like(identity, self.pattern))
 
 
 _SCHEME = "spiffe://"
@@ -499,7 +500,7 @@ def spiffe_patterns(config: MeshConfig, attribute: Attribute, pattern: Pattern) 
         case Attribute.TRUST_DOMAIN:
             # A trust domain of the mesh stands for all of them, as in principals.
             is_of_mesh = pattern.kind is PatternKind.EXACT and pattern.text in config.trust_domains
-            domains = [each for each in config.trust_domains if is_of_mesh or _is_like(each, pattern)]
+            domains = [each for each in config.trust_domains if is_of_mesh or is_like(each, pattern)]
             return tuple(_spiffe(PatternKind.PREFIX, f"{_SCHEME}{domain}/") for domain in domains)
         case Attribute.SERVICE_ACCOUNT:
             namespace, _, name = pattern.text.partition("/")
@@ -534,7 +535,7 @@ def _with_aliases(config: MeshConfig, principal: str) -> tuple[str, ...]:
     domain, *rest = principal.split("/")
     named = Pattern.parse(domain)
     is_of_mesh = domain == DEFAULT_TRUST_DOMAIN or (
-        named.kind is not PatternKind.PRESENT and any(_is_like(each, named) for each in config.trust_domains)
+        named.kind is not PatternKind.PRESENT and any(is_like(each, named) for each in config.trust_domains)
     )
     if len(rest) + 1 == _SEGMENTS_OF_PRINCIPAL and is_of_mesh:
         return tuple("/".join((name, *rest)) for name in config.trust_domains)

@@ -1,0 +1,202 @@
+"""`xds prove` and `xds diff`: tables, JSON, exit statuses, mistakes and git revisions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import MANIFESTS, STRICT, write_folder, xds
+
+ONLY = """
+assertions:
+- name: only the client calls web
+  only:
+    from:
+    - serviceAccounts: [shop/default]
+    to:
+    - services: [web.shop:80]
+"""
+ENCRYPTED = "- name: no plaintext\n  encrypted: {to: [{services: [web.shop]}]}\n"
+POLICY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web, namespace: shop}
+spec: {rules: [{from: [{source: {serviceAccounts: [default]}}]}]}
+"""
+ROLLOUT = """---
+apiVersion: argoproj.io/v1alpha1
+kind: Rollout
+metadata: {name: new, namespace: shop}
+spec: {template: {metadata: {}, spec: {containers: [{name: a}]}}, workloadRef: {}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path, all=MANIFESTS)
+
+
+@pytest.fixture
+def assertions(tmp_path: Path) -> Path:
+    path = tmp_path / "assertions.yaml"
+    path.write_text(ONLY + ENCRYPTED)
+    return path
+
+
+def lines(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_counterexamples_are_rows(folder: Path, assertions: Path) -> None:
+    (folder / "policy.yaml").write_text(
+        POLICY.replace("default]", '"*"]').replace("serviceAccounts", "principals")
+    )
+    result = xds("prove", "-f", assertions, "--manifests", folder)
+    assert (result.exit_code, result.stderr) == (1, "")
+    by = "allowed by AuthorizationPolicy shop/web"
+    assert lines(result.stdout) == [
+        "ASSERTION VERDICT CLIENTS MODE SERVERS REASON",
+        f"only the client calls web fails other/other (does not exist yet) mtls web.shop:80 {by}",
+        "no plaintext holds - - - -",
+        "",
+        "1 of 2 assertions hold",
+    ]
+
+
+def test_exit_status_is_0_if_all_hold(folder: Path, assertions: Path) -> None:
+    (folder / "policy.yaml").write_text(f"{POLICY}---{STRICT}")
+    result = xds("prove", "-f", assertions, "--manifests", folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.endswith("2 of 2 assertions hold\n")
+
+
+def test_json(folder: Path, assertions: Path) -> None:
+    result = xds("prove", "-f", assertions, "--manifests", folder, "-o", "json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["notConsidered"]) == (1, [])
+    first, second = found["assertions"]
+    assert (first["name"], first["claim"], first["verdict"]) == ("only the client calls web", "only", "fails")
+    assert first["place"] == f"{assertions}:3"
+    reason = "mode PERMISSIVE (MeshPolicy default); no AuthorizationPolicy applies"
+    assert second["counterexamples"] == [
+        {
+            "accounts": [],
+            "moreAccounts": 0,
+            "identity": "",
+            "mode": "plaintext",
+            "servers": ["web.shop:80"],
+            "reason": reason,
+            "decidedBy": ["MeshPolicy default"],
+        }
+    ]
+
+
+def test_unknown_kinds_leave_it_not_known(folder: Path, assertions: Path) -> None:
+    (folder / "policy.yaml").write_text(f"{POLICY}---{STRICT}{ROLLOUT.replace('template:', 'pods:')}")
+    result = xds("prove", "-f", assertions, "--manifests", folder)
+    assert result.exit_code == 1
+    assert "only the client calls web not known - - - see Not considered" in lines(result.stdout)
+    assert "Not considered: 1 Rollout" in result.stdout
+    ignored = xds("prove", "-f", assertions, "--manifests", folder, "--ignore-kind", "Rollout")
+    assert ignored.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (
+            "assertions: [{name: x, onyl: {}}]",
+            ":1: problem: assertions[0].onyl is not a known field (did you mean only?)",
+        ),
+        (
+            "assertions: [{name: x, strict: {}}, {name: x, strict: {}}]",
+            "an assertion named 'x' is already at ",
+        ),
+        ("assertions: [", "cannot be read as YAML"),
+        ("assertions: [{name: x, name: y, strict: {}}]", "assertions[0].name is set twice"),
+        ("", "cannot prove anything: no assertion"),
+        ("assertions: [{name: x, strict: {to: [{services: [wbe.shop]}]}}]", "x: service wbe.shop not found"),
+    ],
+)
+def test_mistakes_are_status_2(folder: Path, assertions: Path, text: str, error: str) -> None:
+    assertions.write_text(text)
+    result = xds("prove", "-f", assertions, "--manifests", folder)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert error in result.stderr
+
+
+def test_unknown_client_is_a_notice(folder: Path, assertions: Path) -> None:
+    assertions.write_text(ONLY.replace("shop/default", "shop/defualt"))
+    result = xds("prove", "-f", assertions, "--manifests", folder)
+    assert (
+        "notice: service account shop/defualt not found (from); did you mean shop/default?" in result.stderr
+    )
+    assert xds("prove", "-f", "-", "--manifests", "-").stderr.startswith("xds: stdin (-) can be either")
+    assert xds("prove", "-f", assertions).stderr.startswith(
+        "xds: use either --manifests PATH or --kubernetes"
+    )
+
+
+# --- diff ---------------------------------------------------------------------------------------------------
+
+
+def test_gained_access_is_status_1(folder: Path, tmp_path: Path) -> None:
+    proposal = shutil.copytree(folder, tmp_path / "proposal")
+    (proposal / "policy.yaml").write_text(f"{POLICY}---{STRICT}")
+    result = xds("diff", proposal, folder)
+    assert (result.exit_code, result.stderr) == (1, "")
+    reason = "mode PERMISSIVE (MeshPolicy default); no AuthorizationPolicy applies"
+    assert lines(result.stdout) == [
+        "ACCESS CLIENTS MODE SERVERS REASON",
+        f"gained any client plaintext web.shop:80 {reason}",
+    ]
+    assert xds("diff", proposal, folder, "--allow-gained").exit_code == 0
+    lost = xds("diff", folder, proposal, "-o", "json")
+    assert lost.exit_code == 0
+    changes = json.loads(lost.stdout)["changes"]
+    assert [(each["effect"], each["mode"]) for each in changes] == [("lost", "plaintext"), ("lost", "mtls")]
+    same = xds("diff", folder, folder)
+    assert (same.exit_code, same.stdout) == (0, "no access changes\n")
+
+
+def test_git_revisions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> None:
+        options = ("-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *options, *words], cwd=folder.parent, check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", folder.name)
+    git("commit", "-qm", "open")
+    (folder / "strict.yaml").write_text(STRICT)
+    (folder / "policy.yaml").write_text(POLICY)
+    monkeypatch.chdir(folder)
+    before = f"git:HEAD:{folder.name}"
+    result = xds("diff", before, folder)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "lost" in result.stdout
+    git("add", folder.name)
+    git("commit", "-qm", "closed")
+    assert xds("diff", before, f"git:HEAD~1:{folder.name}/").exit_code == 1
+    for name, error in (
+        ("git:HEAD", "xds: git:HEAD is not git:REVISION:FOLDER"),
+        ("git:--help:x", "xds: git:--help:x is not git:REVISION:FOLDER"),
+        (f"git:nope:{folder.name}", "xds: git read-tree nope:"),
+        ("git:HEAD:nope", "xds: git read-tree HEAD:nope: fatal"),
+    ):
+        failed = xds("diff", name, folder)
+        assert failed.exit_code == 2
+        assert failed.stderr.startswith(error)
+
+
+def test_incomplete_comparison_is_status_1(folder: Path) -> None:
+    (folder / "rollout.yaml").write_text(ROLLOUT.replace("template:", "pods:"))
+    result = xds("diff", folder, folder)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(
+        "no access changes among the objects that were considered\nNot considered: "
+    )
+    assert xds("diff", folder, folder, "--ignore-kind", "Rollout").exit_code == 0

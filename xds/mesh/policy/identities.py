@@ -1,0 +1,122 @@
+"""Identities that could exist: the service accounts that patterns of rules can tell apart.
+
+Rules may match identities that no pod has, such as `principals: ["*/sa/admin"]`, and whoever may create a
+namespace or a service account can get one of them. A proof must therefore consider them all. They are
+infinitely many, but rules distinguish only a few classes of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain, product
+from string import ascii_lowercase, digits
+from typing import NamedTuple
+
+from xds.mesh.model.authorization import PatternKind
+from xds.mesh.model.objects import MeshConfig, spiffe_id
+from xds.mesh.policy.access import IdentityPattern
+from xds.mesh.policy.authorization import SpiffePattern, spiffe_patterns
+
+_LABEL = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+class _Texts(NamedTuple):
+    """What patterns say about a name."""
+
+    exact: set[str]
+    """Names that they match."""
+    starts: set[str]
+    """Starts of names that they match."""
+    ends: set[str]
+    """Ends of names that they match."""
+    taken: set[str]
+    """Names in complete identities that they match."""
+
+
+def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> Iterator[str]:
+    """Yield SPIFFE IDs of service accounts, at least one of each class that patterns can tell apart.
+
+    Two identities are in the same class if the same patterns match them. An identity that is none of these,
+    whether it exists or not, thus has the same class as one of them.
+
+    Args:
+        config: settings of the mesh.
+        patterns: patterns of rules for identities.
+    """
+    # In namespace sa, the separators of a SPIFFE ID look like the end of a namespace.
+    namespaces, accounts = _Texts({"sa"}, {""}, {""}, set()), _Texts(set(), {""}, {""}, set())
+    complete = dict[str, None]()
+    for each in dict.fromkeys(item for pattern in patterns for item in spiffe_patterns(config, *pattern)):
+        if each.pattern.kind is PatternKind.EXACT:
+            complete[each.pattern.text] = None
+            namespace, _, account = account_of(each.pattern.text).partition("/")
+            namespaces.taken.add(namespace)
+            accounts.taken.add(account)
+        else:
+            _split(each, namespaces, accounts)
+    yield from filter(_is_service_account, complete)
+    names = [name for name in _names(namespaces) if _LABEL.fullmatch(name)]
+    account_names = [name for name in _names(accounts) if _SUBDOMAIN.fullmatch(name)]
+    for domain, namespace, account in product(config.trust_domains, names, account_names):
+        if (identity := spiffe_id(domain, namespace, account)) not in complete:
+            yield identity
+
+
+def account_of(identity: str) -> str:
+    """Return the service account of a SPIFFE ID as NAMESPACE/NAME."""
+    namespace, _, account = identity.removeprefix("spiffe://").partition("/ns/")[2].partition("/sa/")
+    return f"{namespace}/{account}"
+
+
+def _is_service_account(identity: str) -> bool:
+    namespace, _, account = account_of(identity).partition("/")
+    return bool(_LABEL.fullmatch(namespace) and _SUBDOMAIN.fullmatch(account))
+
+
+def _split(each: SpiffePattern, namespaces: _Texts, accounts: _Texts) -> None:
+    """Add what a pattern says about the namespace and the name of service accounts."""
+    text = each.pattern.text
+    match each.pattern.kind:
+        case PatternKind.PREFIX:
+            _, marker, rest = text.removeprefix("spiffe://").partition("/ns/")
+            namespace, slash, rest = rest.partition("/")
+            (namespaces.exact if slash else namespaces.starts).add(namespace)
+            if marker and rest.startswith("sa/"):
+                accounts.starts.add(rest.removeprefix("sa/"))
+        case PatternKind.SUFFIX:
+            rest, slash, account = text.rpartition("/")
+            (accounts.exact if slash else accounts.ends).add(account)
+            if rest.endswith("/sa"):
+                _, slash, namespace = rest.removesuffix("/sa").rpartition("/")
+                (namespaces.exact if slash else namespaces.ends).add(namespace)
+        case PatternKind.CONTAINS:  # Only for the end of a namespace.
+            namespaces.ends.add(text.removesuffix("/sa/"))
+
+
+def _names(texts: _Texts) -> Iterator[str]:
+    """Yield names of each class that exact names, starts and ends can tell apart."""
+    ends = product(sorted(texts.starts), sorted(texts.ends))
+    yield from dict.fromkeys((*(_between(*each, texts) for each in ends), *sorted(texts.exact)))
+
+
+def _between(start: str, end: str, texts: _Texts) -> str:
+    """Return a name with this start and end, no longer ones of the texts, and that no pattern names.
+
+    If every longer name has a longer start or end, only the start or the end itself is left.
+    """
+    letters = ascii_lowercase + digits
+    pairs = map("".join, product(letters, letters))
+    for middle in chain(("other", "new"), letters, pairs):
+        name = start + middle + end
+        if name not in texts.exact | texts.taken and not (
+            _has_longer(start, filter(name.startswith, texts.starts))
+            or _has_longer(end, filter(name.endswith, texts.ends))
+        ):
+            return name
+    return start + end
+
+
+def _has_longer(text: str, others: Iterable[str]) -> bool:
+    return any(len(other) > len(text) for other in others)
