@@ -19,7 +19,7 @@ def response(since: float, until: float, *flows: Flow, **more: object) -> pb.Lis
     found = pb.ListTrafficResponse(enabled=True, **more)
     found.since.FromSeconds(round(since))
     found.time.FromSeconds(round(until))
-    for (namespace, service, port), (client_namespace, client), mode, first, last in flows:
+    for (namespace, service, port), (client_namespace, client), mode, first, last, by_server in flows:
         edge = found.edges.add(
             client_namespace=client_namespace,
             client=client,
@@ -27,6 +27,7 @@ def response(since: float, until: float, *flows: Flow, **more: object) -> pb.Lis
             service=service,
             port=port,
             mode=pb.TrafficEdge.Mode.Value(mode.name),
+            by_server=by_server,
         )
         edge.first_seen.FromSeconds(round(first))
         edge.last_seen.FromSeconds(round(last))
@@ -42,13 +43,15 @@ def incomplete(pod: str, reason: str, last: float) -> pb.IncompleteReports:
 def test_files_are_merged() -> None:
     mtls, plaintext = TrafficMode.MTLS, TrafficMode.PLAINTEXT
     first = response(0, DAY, Flow(WEB, CLIENT, mtls, 10, 20), Flow(DB, CLIENT, mtls, 5, 6))
-    second = response(HOUR, DAY + HOUR, Flow(WEB, CLIENT, mtls, 15, 90), Flow(WEB, CLIENT, plaintext, 15, 90))
+    second = response(
+        HOUR, DAY + HOUR, Flow(WEB, CLIENT, mtls, 15, 90), Flow(WEB, CLIENT, plaintext, 15, 90, True)
+    )
     for files in ([first, second], [second, first]):
         found = merge_records(parse_record(MessageToJson(each)) for each in files)
         assert found.flows == (
             Flow(DB, CLIENT, mtls, 5, 6),
             Flow(WEB, CLIENT, mtls, 10, 90),
-            Flow(WEB, CLIENT, plaintext, 15, 90),
+            Flow(WEB, CLIENT, plaintext, 15, 90, True),
         )
         assert (found.since, found.until, found.gaps) == (0, DAY + HOUR, ())
 
@@ -91,7 +94,14 @@ def test_dropped_reports_and_disabled_observation_are_gaps() -> None:
 
 
 REFUSED = {
-    "other": ("[]", "is not the output of xds observe -o json"),
+    **{
+        text: (text, "is not the output of xds observe -o json: .")
+        for text in ("[]", "[1]", "1", "null", "{")
+    },
+    **{
+        text: (text, "is not the output of xds observe -o json: .")
+        for text in ('{"edges": 1}', '{"edges": [1]}')
+    },
     "empty": ("{}", "it has no time"),
     "one namespace": (
         MessageToJson(response(0, 9, request=pb.ListTrafficRequest(namespace="a"))),

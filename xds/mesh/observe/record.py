@@ -32,6 +32,8 @@ class Flow(NamedTuple):
     """Unix time of the first report, in seconds."""
     last_seen: float
     """Unix time of the last report, in seconds."""
+    by_server: bool = False
+    """Whether the server's sidecar has reported it, not only the client's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,8 @@ def merge_records(responses: Iterable[pb.ListTrafficResponse]) -> Record:
             flow = _flow(edge)
             known = flows.get(flow[:3], flow)
             first, last = min(known.first_seen, flow.first_seen), max(known.last_seen, flow.last_seen)
-            flows[flow[:3]] = flow._replace(first_seen=first, last_seen=last)
+            by_server = known.by_server or flow.by_server
+            flows[flow[:3]] = Flow(*flow[:3], first, last, by_server)
     return Record(
         flows=tuple(sorted(flows.values())),
         since=min(map(_start, ordered)),
@@ -100,6 +103,7 @@ def _flow(edge: pb.TrafficEdge) -> Flow:
         MODE_OF[edge.mode],
         edge.first_seen.ToMilliseconds() / 1000,
         edge.last_seen.ToMilliseconds() / 1000,
+        edge.by_server,
     )
 
 

@@ -65,7 +65,7 @@ class MissingReplica(_message.Message):
     def __init__(self, replica: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class TrafficEdge(_message.Message):
-    __slots__ = ("client_namespace", "client", "namespace", "service", "port", "mode", "requests_per_minute", "minutes", "requests_per_day", "failed_per_hour", "first_seen", "last_seen", "denial")
+    __slots__ = ("client_namespace", "client", "namespace", "service", "port", "mode", "requests_per_minute", "minutes", "requests_per_day", "failed_per_hour", "first_seen", "last_seen", "denial", "by_server")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[TrafficEdge.Mode]
@@ -91,6 +91,7 @@ class TrafficEdge(_message.Message):
     FIRST_SEEN_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
     DENIAL_FIELD_NUMBER: _ClassVar[int]
+    BY_SERVER_FIELD_NUMBER: _ClassVar[int]
     client_namespace: str
     client: str
     namespace: str
@@ -104,7 +105,8 @@ class TrafficEdge(_message.Message):
     first_seen: _timestamp_pb2.Timestamp
     last_seen: _timestamp_pb2.Timestamp
     denial: Denial
-    def __init__(self, client_namespace: _Optional[str] = ..., client: _Optional[str] = ..., namespace: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., mode: _Optional[_Union[TrafficEdge.Mode, str]] = ..., requests_per_minute: _Optional[float] = ..., minutes: _Optional[_Iterable[int]] = ..., requests_per_day: _Optional[int] = ..., failed_per_hour: _Optional[int] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., denial: _Optional[_Union[Denial, _Mapping]] = ...) -> None: ...
+    by_server: bool
+    def __init__(self, client_namespace: _Optional[str] = ..., client: _Optional[str] = ..., namespace: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., mode: _Optional[_Union[TrafficEdge.Mode, str]] = ..., requests_per_minute: _Optional[float] = ..., minutes: _Optional[_Iterable[int]] = ..., requests_per_day: _Optional[int] = ..., failed_per_hour: _Optional[int] = ..., first_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., denial: _Optional[_Union[Denial, _Mapping]] = ..., by_server: _Optional[bool] = ...) -> None: ...
 
 class Denial(_message.Message):
     __slots__ = ("rule", "method", "path", "dry_run")
