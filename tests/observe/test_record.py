@@ -93,15 +93,9 @@ def test_dropped_reports_and_disabled_observation_are_gaps() -> None:
     )
 
 
+OTHERS = ("[]", "[1]", "1", "null", "{", '{"edges": 1}', '{"edges": [1]}')
 REFUSED = {
-    **{
-        text: (text, "is not the output of xds observe -o json: .")
-        for text in ("[]", "[1]", "1", "null", "{")
-    },
-    **{
-        text: (text, "is not the output of xds observe -o json: .")
-        for text in ('{"edges": 1}', '{"edges": [1]}')
-    },
+    **{text: (text, "is not the output of xds observe -o json: .") for text in OTHERS},
     "empty": ("{}", "it has no time"),
     "one namespace": (
         MessageToJson(response(0, 9, request=pb.ListTrafficRequest(namespace="a"))),
