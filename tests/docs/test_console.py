@@ -12,16 +12,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf.json_format import MessageToJson
 from typer.testing import CliRunner
 
+from tests.observe.test_record import response
 from xds.cli import app
 from xds.cli.manifests import read_mesh
 from xds.mesh.inject.policy_review import read_proposal
 from xds.mesh.inject.policy_webhook import PolicyReviewer
+from xds.mesh.observe.edges import Client, Target, TrafficMode
+from xds.mesh.observe.record import Flow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "envoy" / "auto-mtls"
-PAGES = ("docs/how-to/find-what-strict-breaks.md", "docs/how-to/check-reachability.md")
+PAGES = tuple(
+    f"docs/how-to/{name}.md" for name in ("find-what-strict-breaks", "check-reachability", "replay-traffic")
+)
 BLOCK = re.compile(r"^( *)```console\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -46,6 +52,23 @@ kind: PeerAuthentication
 metadata: {name: default, namespace: full}
 spec: {mtls: {mode: PERMISSIVE}}
 """
+ACCESS = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: httpbin, namespace: full}
+spec:
+  selector: {matchLabels: {app: httpbin}}
+  rules:
+  - from: [{source: {serviceAccounts: [sleep]}}]
+    to: [{operation: {methods: [GET]}}]
+"""
+HTTPBIN, DAY, HOUR = Target("full", "httpbin", 8000), 1_796_083_200, 3600
+FLOWS = [
+    Flow(HTTPBIN, Client("full", "sleep"), TrafficMode.MTLS, DAY, DAY + 24 * HOUR - 60),
+    Flow(HTTPBIN, Client("legacy", "sleep"), TrafficMode.PLAINTEXT, DAY, DAY + 22 * HOUR, True),
+    Flow(HTTPBIN, Client("", "10.20.0.7"), TrafficMode.PLAINTEXT, DAY, DAY + 23 * HOUR, True),
+    Flow(HTTPBIN, Client("legacy", "cron"), TrafficMode.PLAINTEXT, DAY, DAY + 10.1 * HOUR, True),
+]
 SHOWN = [(page, *shown) for page in PAGES for shown in commands(page)]
 
 
@@ -57,6 +80,8 @@ def test_output_in_page_is_real(
     shutil.copy(EXAMPLES / "steps" / "strict.yaml", tmp_path)
     (tmp_path / "custom.yaml").write_text(CUSTOM)
     (tmp_path / "permissive.yaml").write_text(PERMISSIVE)
+    (tmp_path / "httpbin-access.yaml").write_text(ACCESS)
+    (tmp_path / "record.json").write_text(MessageToJson(response(DAY, DAY + 24 * HOUR, *FLOWS)))
     monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(command)
     if name == "kubectl":
