@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from random import Random
 from typing import TypeAlias
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.policy.meshes import facts, meshes
-from tests.policy.world import HTTP, meta, peer, pod, rule, service
+from tests.policy.world import HTTP, TCP, meta, peer, pod, rule, service
+from tests.support.authorization import Call, is_allowed, random_policies
 from tests.support.predictions import predict
 from xds.mesh.controlplane.replayed import replay_message
 from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
@@ -22,9 +24,10 @@ from xds.mesh.observe.edges import OTHER_ADDRESSES, Client, Target, TrafficMode
 from xds.mesh.observe.record import Flow, Record
 from xds.mesh.observe.replay import replay
 from xds.mesh.observe.workloads import workload
+from xds.mesh.parse import parse
 from xds.mesh.policy.hops import clients_of
 from xds.mesh.policy.mtls import enforced_mode
-from xds.mesh.policy.prediction import predict_change
+from xds.mesh.policy.prediction import Effect, predict_change
 from xds.mesh.policy.reach import OUTSIDE, Answer, Outcome, Result, rank
 from xds.mesh.v1 import policies_pb2 as pb
 
@@ -134,6 +137,21 @@ def test_plaintext_that_only_a_client_reports_may_go_to_pods_without_a_sidecar()
     for by_server, expected in ((False, "-"), (True, "breaks")):
         recorded = flow(CLIENT, by_server=by_server)
         assert found(*changed(STRICT, world=world), [recorded]) == {recorded: expected}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_sidecars_that_sent_plaintext_because_of_disable_follow_the_mode(replaced: bool) -> None:
+    world = (*WORLD, peer("shop", "DISABLE"))
+    change = (WORLD[0].ref, pod("web-2", "shop", app="web")) if replaced else ()
+    recorded = [flow(CLIENT), flow(BARE)]
+    result = found(*changed(STRICT, *change, world=world), recorded)
+    assert list(result.values()) == ["-", "breaks"]
+
+
+def test_addresses_are_told_apart_by_blocks() -> None:
+    recorded = [flow(Client("", f"{block}.1")) for block in ("192.0.2", "198.51.100", "203.0.113")]
+    change = allow(condition(Attribute.SOURCE_IP, "198.51.100.0/24"))
+    assert list(found(*changed(change), recorded).values()) == ["breaks", "-", "breaks"]
 
 
 def test_what_failed_before_does_not_break() -> None:
@@ -350,3 +368,62 @@ def test_flows_fare_as_each_pair_of_pods_does(before: Mesh, changed: list[Fact],
     alive = {one.ref for one in clients_of(after)}
     for flow in flows:
         assert result[flow] == naive(before, old, new, alive, flow), flow
+
+
+# --- Istio's documents: each request ------------------------------------------------------------------------
+
+SERVER = pod("server", "full", app="web")
+CALLERS = tuple(
+    replace(pod(account, namespace), service_account=account)
+    for namespace, account in (("apps", "client"), ("ns", "sa"), ("sa", "ns"))
+)
+ADDRESSES = tuple(one.address for one in CALLERS)
+HTTP_CALLS = tuple(
+    {"host": host, "method": method, "path": path, "headers": headers}
+    for host in ("web.full", "web.full:80")
+    for method in ("GET", "POST")
+    for path in ("/", "/info/x", "/admin/a", "/admin/b/a")
+    for headers in ({}, {"x-token": "a"}, {"x-token": "bb"})
+)
+SERVICE = service("web", "full", HTTP, replace(TCP, target=9000), app="web")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 100_000), st.integers(0, 100_000))
+def test_flows_fare_as_each_request_does(old: int, new: int) -> None:
+    """A flow that works loses no request, and one that breaks loses all, by Istio's documents."""
+    sets = [random_policies(Random(seed), [*ADDRESSES, SERVER.address]) for seed in (old, new)]
+    meshes = [
+        Mesh([SERVER, SERVICE, *CALLERS, *(each.fact for one in policies for each in parse(one, str))])
+        for policies in sets
+    ]
+    for caller in CALLERS:
+        for client, mode in (
+            (workload(caller), MTLS),
+            (workload(caller), PLAINTEXT),
+            (Client("", f"10.200.0.{ADDRESSES.index(caller.address)}"), PLAINTEXT),
+        ):
+            for port in SERVICE.ports:
+                recorded = flow(client, mode, Target("full", "web", port.port))
+                result = replay(*meshes, [recorded])
+                address = caller.address if client.namespace else client.name
+                identity = caller.identity("cluster.local").removeprefix("spiffe://") if mode is MTLS else ""
+                before, after = (
+                    [
+                        is_allowed(
+                            policies,
+                            Call(identity, address, SERVER.address, int(port.target), **more),
+                            "full",
+                            SERVER.meta.labels,
+                        )
+                        for more in (HTTP_CALLS if port is HTTP else ({},))
+                    ]
+                    for policies in sets
+                )
+                assert not result.unknown
+                if result.failing:
+                    assert not any(before)
+                elif not result.changes:
+                    assert not any(was and not still for was, still in zip(before, after, strict=True))
+                elif result.changes[0].effect is Effect.BREAKS:
+                    assert not any(after)
