@@ -213,7 +213,7 @@ NOT_SAFE = {
                 service("other", "shop", HTTP, app="client"),
             ),
         ),
-        "is not observed, and would break: shop/web-7d4b9c6f8-x2x4z, zoo/bare -> web.shop:80",
+        "sidecars do not report, or not as such, would break: shop/web-7d4b9c6f8-x2x4z, zoo/bare -> web",
     ),
 }
 
@@ -229,6 +229,40 @@ def test_gap_is_never_safe() -> None:
     for change in ((), (STRICT,), (ONLY_SHOP,), (allow(),), (Ref("Service", "shop", "web"),)):
         for recorded in ((), (flow(CLIENT, MTLS),), (flow(BARE),), (flow(ADDRESS, target=POD),)):
             assert not message(*recorded, change=change, gaps=("a gap",)).safe
+
+
+ALIAS = service("alias", "shop", HTTP, app="web")
+UNOBSERVED = {
+    "bare server": (
+        (pod("server", "zoo", sidecar=False), service("server", "zoo", HTTP)),
+        ("zoo", "server"),
+        2,
+    ),
+    "older alias": ((replace(ALIAS, meta=meta("Service", "shop", "alias", age=1)),), ("shop", "alias"), 0),
+    "younger alias": (
+        (
+            replace(WORLD[3], meta=meta("Service", "shop", "web", age=2)),
+            replace(ALIAS, meta=meta("Service", "shop", "alias", age=1)),
+        ),
+        ("shop", "alias"),
+        2,
+    ),
+    "bare server that stays": (
+        (pod("server", "zoo", sidecar=False), service("server", "zoo", HTTP)),
+        None,
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "deleted", "gaps"), UNOBSERVED.values(), ids=UNOBSERVED)
+def test_traffic_that_is_not_observed_as_such(
+    more: tuple[Fact, ...], deleted: tuple[str, str] | None, gaps: int
+) -> None:
+    world = {fact.ref: fact for fact in (*WORLD, *more)}
+    change = (Ref("Service", *deleted),) if deleted else (peer("zoo", "STRICT"),)
+    found = message(flow(CLIENT, MTLS), change=change, world=world.values())
+    assert (len(found.gaps), found.safe) == (gaps, not gaps)
 
 
 POSSIBLE = {

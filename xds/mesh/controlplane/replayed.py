@@ -9,10 +9,10 @@ from xds.mesh.controlplane.traffic_comparison import timestamp
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.observe.edges import EdgeKey
 from xds.mesh.observe.record import Flow, Record, in_words
-from xds.mesh.observe.replay import Replay, replay, unobserved, unused
+from xds.mesh.observe.replay import Replay, is_outside, replay, unobserved, unused
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.policy.hop_text import format_clients, format_target
-from xds.mesh.policy.prediction import Effect, Prediction
+from xds.mesh.policy.prediction import Effect, HopChange, Prediction, outside_changes
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1.traffic_pb2 import TrafficEdge
 
@@ -30,7 +30,8 @@ def replay_message(
         not_considered: what the meshes do not contain, and could change an answer.
     """
     found = replay(before, after, record.flows)
-    gaps = [*_gaps(record, before, prediction), *(f"not considered: {each}" for each in not_considered)]
+    hops = [*prediction.hops, *outside_changes(before, after)]
+    gaps = [*_gaps(record, before, hops), *(f"not considered: {each}" for each in not_considered)]
     refused = sum(refusal.breaks for refusal in prediction.refusals)
     return pb.Replay(
         since=timestamp(record.since),
@@ -47,23 +48,21 @@ def replay_message(
         ],
         unknown=[pb.UnknownFlows(flows=_edges(flows), reason=reason) for reason, flows in found.unknown],
         failing=found.failing,
-        possible=map(hop_change_message, unused(before, after, prediction.hops, record.flows)),
+        possible=map(hop_change_message, unused(after, hops, record.flows)),
         gaps=gaps,
         safe=not (found.changes or found.unknown or refused or gaps),
         summary=_summary(record, found, gaps, refused),
     )
 
 
-def _gaps(record: Record, before: Mesh, prediction: Prediction) -> Iterator[str]:
+def _gaps(record: Record, before: Mesh, hops: Iterable[HopChange]) -> Iterator[str]:
     yield from record.gaps
     if not record.flows:
         yield "no traffic was recorded"
-    for hop in unobserved(before, prediction.hops):
+    for hop in unobserved(before, hops):
+        clients = "clients outside the mesh" if is_outside(hop) else format_clients(hop.clients)
         target = format_target(hop.service, hop.port)
-        yield (
-            "traffic between pods without a sidecar is not observed, and would break: "
-            f"{format_clients(hop.clients)} -> {target}"
-        )
+        yield f"traffic that sidecars do not report, or not as such, would break: {clients} -> {target}"
 
 
 def _edges(flows: Iterable[Flow]) -> list[TrafficEdge]:

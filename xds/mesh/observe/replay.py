@@ -15,7 +15,7 @@ from xds.mesh.model.workload import owner_name
 from xds.mesh.observe.edges import UNENCRYPTED, Client, Target, TrafficMode
 from xds.mesh.observe.record import Flow
 from xds.mesh.observe.strict import observed_targets
-from xds.mesh.observe.workloads import pod_of_target, workload
+from xds.mesh.observe.workloads import pod_of_target, target_of, workload
 from xds.mesh.policy.authorization import Request, conditions_of, network
 from xds.mesh.policy.hops import Answers, Clients, SenderKey, answers, clients_of, sender_key
 from xds.mesh.policy.mtls import Reason, enforced_mode
@@ -27,7 +27,6 @@ from xds.mesh.policy.prediction import (
     answers_after,
     classify,
     effect_of,
-    outside_changes,
     pairs_of,
 )
 from xds.mesh.policy.reach import OUTSIDE, Answer, Failure, Result, answer_to_plaintext, connection
@@ -316,19 +315,27 @@ class _Addresses:
 # --- what the record does not say --------------------------------------------------------------------------
 
 
+def is_outside(hop: HopChange) -> bool:
+    """Whether the clients of a changed hop are those outside the mesh."""
+    return next(hop.clients[0].pods) is OUTSIDE
+
+
 def unobserved(before: Mesh, hops: Iterable[HopChange]) -> list[HopChange]:
-    """Return the changes that break connections between pods without a sidecar, which no record contains.
+    """Return the changes that break connections that no record contains.
+
+    No sidecar reports connections between clients and endpoints without one. Servers report the connections
+    of such clients to a Service as those to the oldest Service of the port.
 
     Args:
         before: the mesh without the change.
-        hops: the changed hops.
+        hops: the changed hops, of pods and of clients outside the mesh.
     """
     return [
         hop
         for hop in hops
         if hop.effect in _BREAKING
         and hop.before.reason is Reason.CLIENT_WITHOUT_SIDECAR
-        and _had_endpoint_without_sidecar(before, hop)
+        and (_had_endpoint_without_sidecar(before, hop) or _is_deleted_alias(before, hop))
     ]
 
 
@@ -339,28 +346,34 @@ def _had_endpoint_without_sidecar(before: Mesh, hop: HopChange) -> bool:
     return any(enforced_mode(before, each) is None for each in changed)
 
 
-def unused(
-    before: Mesh, after: Mesh, hops: Iterable[HopChange], flows: Iterable[Flow]
-) -> Iterator[HopChange]:
+def _is_deleted_alias(before: Mesh, hop: HopChange) -> bool:
+    """Whether a change deletes a Service whose connections servers report as those to another one."""
+    service = Target(hop.service.namespace, hop.service.name, hop.port.port)
+    return hop.after.reason is Failure.SERVICE_DELETED and any(
+        target_of(before, each.pod, each.port) != service
+        for each in before.endpoints(hop.service, hop.port)
+        if each.pod
+    )
+
+
+def unused(after: Mesh, hops: Iterable[HopChange], flows: Iterable[Flow]) -> Iterator[HopChange]:
     """Yield the connections that a change makes possible and that are not recorded, with their clients alone.
 
     Those of clients outside the mesh have no clients.
 
     Args:
-        before: the mesh without the change.
         after: the mesh with the change.
-        hops: the changed hops of pods.
+        hops: the changed hops, of pods and of clients outside the mesh.
         flows: the recorded flows.
     """
     recorded: dict[Target, set[Client]] = {}
     for flow in flows:
         recorded.setdefault(flow.target, set()).add(flow.client)
-    for hop in (*hops, *outside_changes(before, after)):
+    for hop in hops:
         if hop.effect is Effect.REPAIRED:
             used = set[Client]().union(*(recorded.get(each, ()) for each in observed_targets(hop, after)))
-            is_outside = next(hop.clients[0].pods) is OUTSIDE
-            clients = () if is_outside else tuple(_without(hop.clients, used))
-            if clients or (is_outside and all(client.namespace for client in used)):
+            clients = () if is_outside(hop) else tuple(_without(hop.clients, used))
+            if clients or (is_outside(hop) and all(client.namespace for client in used)):
                 yield replace(hop, clients=clients)
 
 
