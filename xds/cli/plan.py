@@ -115,10 +115,11 @@ def plan(options: PlanOptions) -> None:
     With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
     there are none, prints that it is safe to lock, or why traffic may have been missed.
 
-    Exit status: 0 nothing breaks, 1 something breaks (with --strict also: a problem, an object without
-    effect, or an incomplete plan), --observed or --replay does not show that the change is safe, or
-    observation is disabled, 2 an object of -f is invalid, nothing was checked because there is no Pod or
-    Service, or wrong usage, 3 the control plane or the API server cannot be reached.
+    Exit status: 0 nothing breaks (with --replay: nothing that was recorded or that objects prove), 1
+    something breaks (with --strict also: a problem, an object without effect, or an incomplete plan),
+    --observed or --replay does not show that the change is safe, or observation is disabled, 2 an object of
+    -f is invalid, nothing was checked because there is no Pod or Service, or wrong usage, 3 the control plane
+    or the API server cannot be reached.
     """
     filenames, deletions = options.filenames or [], options.deletions or []
     observed = parse_period("--observed", options.observed) if options.observed else None
