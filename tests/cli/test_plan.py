@@ -323,7 +323,7 @@ def test_workload_with_running_pods_is_not_compared(folder: Path) -> None:
     ("words", "stdin", "message"),
     [
         ((), "", "xds: nothing to plan: add -f PATH or --delete KIND/NS/NAME"),
-        (("-f", "-", "--manifests", "-"), "", "stdin (-) can be either --manifests or -f, not both"),
+        (("-f", "-", "--manifests", "-"), "", "stdin (-) can be only one of --manifests, -f and --replay"),
         (
             ("-f", "-"),
             POLICY.replace("STRICT", "STRICKT"),

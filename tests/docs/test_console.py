@@ -12,19 +12,27 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf.json_format import MessageToJson
 from typer.testing import CliRunner
 
+from tests.observe.records import response
 from xds.cli import app
 from xds.cli.manifests import read_mesh
 from xds.mesh.inject.policy_review import read_proposal
 from xds.mesh.inject.policy_webhook import PolicyReviewer
+from xds.mesh.observe.edges import Client, Target, TrafficMode
+from xds.mesh.observe.record import Flow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "envoy" / "auto-mtls"
 PROOFS = "docs/how-to/prove-who-may-call.md"
-PAGES = ("docs/how-to/find-what-strict-breaks.md", "docs/how-to/check-reachability.md", PROOFS)
+PAGES = (
+    "docs/how-to/find-what-strict-breaks.md",
+    "docs/how-to/check-reachability.md",
+    "docs/how-to/replay-traffic.md",
+    PROOFS,
+)
 BLOCK = re.compile(r"^( *)```console\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-
 YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -49,6 +57,23 @@ kind: PeerAuthentication
 metadata: {name: default, namespace: full}
 spec: {mtls: {mode: PERMISSIVE}}
 """
+ACCESS = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: httpbin, namespace: full}
+spec:
+  selector: {matchLabels: {app: httpbin}}
+  rules:
+  - from: [{source: {serviceAccounts: [sleep]}}]
+    to: [{operation: {methods: [GET]}}]
+"""
+HTTPBIN, DAY, HOUR = Target("full", "httpbin", 8000), 1_796_083_200, 3600
+FLOWS = [
+    Flow(HTTPBIN, Client("full", "sleep"), TrafficMode.MTLS, DAY, DAY + 24 * HOUR - 60),
+    Flow(HTTPBIN, Client("legacy", "sleep"), TrafficMode.PLAINTEXT, DAY, DAY + 22 * HOUR, True),
+    Flow(HTTPBIN, Client("", "10.20.0.7"), TrafficMode.PLAINTEXT, DAY, DAY + 23 * HOUR, True),
+    Flow(HTTPBIN, Client("legacy", "cron"), TrafficMode.PLAINTEXT, DAY, DAY + 10.1 * HOUR, True),
+]
 SHOWN = [(page, *shown) for page in PAGES for shown in commands(page)]
 
 
@@ -60,13 +85,12 @@ def test_output_in_page_is_real(
     shutil.copy(EXAMPLES / "steps" / "strict.yaml", tmp_path)
     (tmp_path / "custom.yaml").write_text(CUSTOM)
     (tmp_path / "permissive.yaml").write_text(PERMISSIVE)
-    assertions, _, access, _ = re.findall(
-        r"^```yaml\n(.*?)^```$", (ROOT / PROOFS).read_text(), re.MULTILINE | re.DOTALL
-    )
+    assertions, _, access, _ = YAML.findall((ROOT / PROOFS).read_text())
     (tmp_path / "assertions.yaml").write_text(assertions)
     shutil.copytree(tmp_path / "mesh", tmp_path / "proposal")
-    for folder in (tmp_path, tmp_path / "proposal"):
-        (folder / "httpbin-access.yaml").write_text(access)
+    (tmp_path / "proposal" / "httpbin-access.yaml").write_text(access)
+    (tmp_path / "httpbin-access.yaml").write_text(access if page == PROOFS else ACCESS)
+    (tmp_path / "record.json").write_text(MessageToJson(response(DAY, DAY + 24 * HOUR, *FLOWS)))
     monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(command)
     if name == "kubectl":

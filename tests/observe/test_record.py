@@ -23,14 +23,15 @@ def incomplete(pod: str, reason: str, last: float) -> pb.IncompleteReports:
 
 def test_files_are_merged() -> None:
     mtls, plaintext = TrafficMode.MTLS, TrafficMode.PLAINTEXT
-    first = response(0, DAY, Flow(WEB, CLIENT, mtls, 10, 20, False), Flow(DB, CLIENT, mtls, 5, 6, False))
-    more = Flow(WEB, CLIENT, mtls, 15, 90, True), Flow(WEB, CLIENT, plaintext, 15, 90, True)
-    second = response(HOUR, DAY + HOUR, *more)
+    first = response(0, DAY, Flow(WEB, CLIENT, mtls, 10, 20), Flow(DB, CLIENT, mtls, 5, 6))
+    second = response(
+        HOUR, DAY + HOUR, Flow(WEB, CLIENT, mtls, 15, 90), Flow(WEB, CLIENT, plaintext, 15, 90, True)
+    )
     for files in ([first, second], [second, first]):
         found = merge_records(parse_record(MessageToJson(each)) for each in files)
         assert found.flows == (
-            Flow(DB, CLIENT, mtls, 5, 6, False),
-            Flow(WEB, CLIENT, mtls, 10, 90, True),
+            Flow(DB, CLIENT, mtls, 5, 6),
+            Flow(WEB, CLIENT, mtls, 10, 90),
             Flow(WEB, CLIENT, plaintext, 15, 90, True),
         )
         assert (found.since, found.until, found.gaps) == (0, DAY + HOUR, ())
@@ -73,8 +74,9 @@ def test_dropped_reports_and_disabled_observation_are_gaps() -> None:
     )
 
 
+OTHERS = ("[]", "[1]", "1", "null", "{", '{"edges": 1}', '{"edges": [1]}')
 REFUSED = {
-    "other": ("[]", "is not the output of xds observe -o json"),
+    **{text: (text, "is not the output of xds observe -o json: .") for text in OTHERS},
     "empty": ("{}", "it has no time"),
     "one namespace": (
         MessageToJson(response(0, 9, request=pb.ListTrafficRequest(namespace="a"))),

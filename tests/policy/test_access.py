@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, rule, service
 from tests.support.predictions import predict
 from xds.mesh.model.authorization import Action, Attribute, Condition, Pattern, Rule
-from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
     AuthorizationPolicy,
     Change,
@@ -25,6 +25,7 @@ from xds.mesh.policy.hops import hops
 from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.policy.prediction import Effect, HopChange, predict_change
 from xds.mesh.policy.prediction_text import breaking_sentences
+from xds.mesh.policy.reach import answer_to_plaintext
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 WEB, A, B, NAKED = pod("web", "x"), pod("a", "x"), pod("b", "y"), pod("naked", "x", sidecar=False)
@@ -96,6 +97,23 @@ def test_undeclared_protocol_may_be_either():
     assert found(world, 85)["a"] == (
         "mtls auto-mtls if GET|HEAD for HTTP (AuthorizationPolicy x/rules) "
         "not for TCP (AuthorizationPolicy x/rules)"
+    )
+
+
+def test_address_may_be_all_that_is_known():
+    """A connection of which nothing shows that it is HTTP may be either."""
+    auto = ServicePort(port=85, target=8585, name="any", protocol=Protocol.AUTO)
+    block = source(Attribute.SOURCE_IP, "192.0.2.0/24")
+    world = mesh(WEB, service("web", "x", auto), policy(block))
+    endpoint = Endpoint(address=WEB.address, port=8585, pod=WEB)
+    for address, expected in (("192.0.2.1", "plaintext"), ("198.51.100.1", "fails"), (None, "plaintext")):
+        answer = answer_to_plaintext(world, endpoint, Request(port=0, source_ip=address))
+        assert (answer.result, bool(answer.conditions)) == (expected, address is None)
+    world = mesh(WEB, service("web", "x", auto), policy(block), policy(READS, action=Action.DENY, name="no"))
+    answer = answer_to_plaintext(world, endpoint, Request(port=0, source_ip="192.0.2.1"))
+    assert answer.conditions == (
+        "unless GET|HEAD for HTTP (AuthorizationPolicy x/no)",
+        "not for TCP (AuthorizationPolicy x/no)",
     )
 
 

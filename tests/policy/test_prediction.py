@@ -38,11 +38,12 @@ from xds.mesh.policy.prediction import (
     Effect,
     HopChange,
     Prediction,
+    outside_changes,
     predict_change,
     scope_of,
     unready_services,
 )
-from xds.mesh.policy.reach import Answer, Failure, Result, rank
+from xds.mesh.policy.reach import OUTSIDE, Answer, Failure, Result, rank
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -262,6 +263,14 @@ def test_strict_breaks_clients_without_a_sidecar():
     assert summary(change) == "breaks: x/b -> a.x (server-requires-mtls)"
     assert change.before[:2] == ("plaintext", "client-without-sidecar")
     assert len(change.before.decided_by) == 1
+
+
+def test_strict_breaks_clients_outside_the_mesh():
+    before = Mesh([pod("a", "x"), service("a", "x", HTTP, TCP)])
+    after = before.apply(Change(applied=(peer("x", "STRICT", app="a", ports={9090: "PERMISSIVE"}),)))
+    (change,) = outside_changes(before, after)
+    assert [*change.clients[0].pods] == [OUTSIDE]
+    assert (change.effect, change.port, change.after.reason) == ("breaks", HTTP, "server-requires-mtls")
 
 
 def test_change_without_an_effect_is_an_empty_plan():

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from xds.cli.options import AS_WRITTEN, Address, Reading, fail, fail_unknown, fail_unreachable
+from xds.cli.options import (
+    AS_WRITTEN,
+    REPLAY_IS_OFFLINE,
+    Address,
+    Reading,
+    fail,
+    fail_unknown,
+    fail_unreachable,
+)
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.names import ambiguous_name
 from xds.mesh.model.objects import Problem, printable
@@ -19,6 +27,7 @@ from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2, tr
 
 if TYPE_CHECKING:
     from xds.cli.port_forward import PortForward
+    from xds.mesh.observe.record import Record
 
 _Response = TypeVar("_Response", bound=Message)
 _Method = TypeVar("_Method")
@@ -228,11 +237,15 @@ class AdminClient:
         deletions: Sequence[str],
         observed: float | None = None,
         reading: Reading = AS_WRITTEN,
+        record: Record | None = None,
     ) -> policies_pb2.PlanResponse:
         """Return the effects of applying manifests and deleting objects.
 
-        With `observed`, also compare them with the traffic of so many seconds.
+        With `observed`, also compare them with the traffic of so many seconds. Exit with status 2 if there is
+        a record: a control plane does not replay it.
         """
+        if record:
+            fail(REPLAY_IS_OFFLINE)
         from xds.cli.manifests import read_texts  # noqa: PLC0415 - other calls do not need it
 
         return self.plan_texts(read_texts(filenames), deletions, observed, reading)

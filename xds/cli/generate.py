@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from xds.cli.manifests import read_mesh
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import SourceOptions, fail
+from xds.cli.options import STDIN, SourceOptions, fail
+from xds.cli.records import read_records
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import DRY_RUN, printable
 from xds.mesh.observe.least_privilege import (
@@ -21,7 +21,7 @@ from xds.mesh.observe.least_privilege import (
     WorkloadPolicy,
     least_privilege,
 )
-from xds.mesh.observe.record import Record, in_words, merge_records, parse_record
+from xds.mesh.observe.record import Record, in_words
 
 EXAMPLES = """
 xds generate --manifests mesh/ --record traffic.json > mesh/access.yaml
@@ -37,11 +37,11 @@ def generate(
     *,
     source: SourceOptions,
     record: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             "--record",
             metavar="FILE",
-            help="Observed traffic: the output of xds observe -o json. Can be repeated.",
+            help="Output of xds observe -o json, or - for stdin. Can be repeated.",
         ),
     ],
     namespaces: Annotated[
@@ -71,7 +71,9 @@ def generate(
     Exit status: 0 printed, 1 there is nothing to restrict, 2 a file is no record, or wrong usage, 3 the API
     server cannot be reached.
     """
-    found = _read(record)
+    if STDIN in record and STDIN in (source.manifests or ()):
+        fail("stdin (-) can be either --manifests or --record, not both")
+    found = read_records(record)
     mesh, read = read_mesh(
         source.manifests,
         source.mesh_config,
@@ -88,18 +90,6 @@ def generate(
             typer.echo(f"no policy for {workload}: {reason}", err=True)
         fail("nothing to restrict: no workload with a sidecar was called", 1)
     typer.echo("\n".join(document(found, generated, dry_run=dry_run)))
-
-
-def _read(files: list[Path]) -> Record:
-    responses = []
-    for file in files:
-        try:
-            responses.append(parse_record(file.read_text()))
-        except OSError as error:
-            fail(f"{file}: {error.strerror}")
-        except ValueError as error:
-            fail(f"{file}: {error}")
-    return merge_records(responses)
 
 
 def document(record: Record, generated: LeastPrivilege, *, dry_run: bool) -> Iterator[str]:

@@ -12,6 +12,7 @@ from xds.mesh.controlplane.explanation import explanation_message, http_request
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_matching, ports_named
 from xds.mesh.model.objects import Problem
+from xds.mesh.observe.record import Record
 from xds.mesh.policy import explain as policy
 from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.sources.settings import SettingsLoader
@@ -64,8 +65,9 @@ class OfflinePolicies:
         deletions: Sequence[str],
         observed: float | None = None,
         reading: Reading = AS_WRITTEN,
+        record: Record | None = None,
     ) -> pb.PlanResponse:
-        """Return the effects of applying manifests and deleting objects."""
+        """Return the effects of applying manifests and deleting objects, and on recorded traffic."""
         if observed:
             fail("--observed requires a running control plane: leave out --manifests and --kubernetes")
         settings = SettingsLoader(base=self._mesh.config)
@@ -76,6 +78,7 @@ class OfflinePolicies:
                 self._mesh,
                 folder,
                 deletions,
+                record=record,
                 base=self._read.folder,
                 not_considered=self._read.not_considered,
             ):

@@ -12,8 +12,16 @@ from xds.cli import plan_output
 from xds.cli.durations import parse_period
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import OBSERVATION_DISABLED, STDIN, fail, print_not_considered, print_problems
+from xds.cli.options import (
+    OBSERVATION_DISABLED,
+    REPLAY_IS_OFFLINE,
+    STDIN,
+    fail,
+    print_not_considered,
+    print_problems,
+)
 from xds.cli.output import print_document
+from xds.cli.records import read_records
 
 EXAMPLES = """
 xds plan -f strict.yaml
@@ -22,6 +30,8 @@ xds plan --manifests mesh/ -f policies/ --delete PeerAuthentication/shop/default
 xds plan --manifests mesh/ -f strict.yaml -o markdown > comment.md
 xds plan --kubernetes -f strict.yaml
 xds plan -f strict.yaml --observed 7d
+xds plan --manifests mesh/ -f strict.yaml --replay monday.json --replay tuesday.json
+xds observe -o json | xds plan --kubernetes -f strict.yaml --replay -
 """
 
 
@@ -64,6 +74,15 @@ class PlanOptions:
             "observed for this time, such as 24h or 7d (maximum).",
         ),
     ] = None
+    replay: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replay",
+            metavar="FILE",
+            help="Output of xds observe -o json, or - for stdin: print the recorded traffic that the change "
+            "breaks, instead of all connections. Requires --manifests or --kubernetes. Can be repeated.",
+        ),
+    ] = None
     strict: Annotated[
         bool,
         typer.Option(
@@ -88,23 +107,33 @@ def plan(options: PlanOptions) -> None:
     prove such a client, as a probe or a webhook does. New clients, and connections to new services, are not
     compared. What else could change the plan follows as Not considered, such as objects of unknown kinds.
 
+    With --replay, prints only what was recorded: traffic that worked, and that the change denies or breaks
+    (may break: some of its requests), by client and service port, with the time when it was last seen. Then
+    connections that become possible and were never used, and why traffic may be missing in the record. It is
+    safe only if nothing breaks, may break, may be missing or is not known.
+
     With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
     there are none, prints that it is safe to lock, or why traffic may have been missed.
 
-    Exit status: 0 nothing breaks, 1 something breaks (with --strict also: a problem, an object without
-    effect, or an incomplete plan), --observed does not show that the change is safe, or observation is
-    disabled, 2 an object of -f is invalid, nothing was checked because there is no Pod or Service, or wrong
-    usage, 3 the control plane or the API server cannot be reached.
+    Exit status: 0 nothing breaks (with --replay: nothing that was recorded or that objects prove), 1
+    something breaks (with --strict also: a problem, an object without effect, or an incomplete plan),
+    --observed or --replay does not show that the change is safe, or observation is disabled, 2 an object of
+    -f is invalid, nothing was checked because there is no Pod or Service, or wrong usage, 3 the control plane
+    or the API server cannot be reached.
     """
     filenames, deletions = options.filenames or [], options.deletions or []
     observed = parse_period("--observed", options.observed) if options.observed else None
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
-    if STDIN in filenames and STDIN in (options.mesh.manifests or ()):
-        fail("stdin (-) can be either --manifests or -f, not both")
+    records = options.replay or []
+    if records and options.mesh.is_live:
+        fail(REPLAY_IS_OFFLINE)
+    if sum(STDIN in names for names in (filenames, options.mesh.manifests or (), records)) > 1:
+        fail("stdin (-) can be only one of --manifests, -f and --replay")
+    record = read_records(records) if records else None
     with options.mesh.open(filenames, prints_problems=not options.strict) as policies:
         warnings = policies.problems() if options.strict else ()
-        found = policies.plan(filenames, deletions, observed, options.mesh.reading(filenames))
+        found = policies.plan(filenames, deletions, observed, options.mesh.reading(filenames), record)
     print_problems(warnings)
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:
@@ -123,5 +152,6 @@ def plan(options: PlanOptions) -> None:
         plan_output.print_table(found)
     problems = [*map(plan_output.to_problem, (*found.problems, *found.without_effect)), *warnings]
     unclear = bool(found.not_considered) or any(not problem.notice for problem in problems)
-    if found.breaks or (observed and not found.observation.safe) or (options.strict and unclear):
+    breaks = not found.replay.safe if record else found.breaks
+    if breaks or (observed and not found.observation.safe) or (options.strict and unclear):
         raise typer.Exit(1)

@@ -15,7 +15,10 @@ from xds.cli.hop_cells import TargetGroups, format_clients, reason
 from xds.cli.options import print_not_considered
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
-from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.model.names import join_names
+from xds.mesh.model.objects import Problem, Ref, printable
+from xds.mesh.observe.record import in_words
+from xds.mesh.policy.hop_text import MAX_NAMES
 from xds.mesh.policy.prediction import Effect
 from xds.mesh.policy.reach import refusal_by
 from xds.mesh.v1 import policies_pb2 as pb
@@ -25,8 +28,15 @@ TITLES = ("EFFECT", "CLIENTS", "TARGET", "BEFORE", "AFTER", "DECIDED BY", "REMED
 _SEEN_TITLES = (*TITLES[:-1], "SEEN", TITLES[-1])
 _TRAFFIC_TITLES = ("CLIENT", "TARGET", "MODE", "FIRST SEEN", "LAST SEEN")
 
-_STYLES: dict[str, str] = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
+_STYLES: dict[str, str] = {
+    Effect.BREAKS: "red",
+    Effect.MAY_BREAK: "yellow",
+    Effect.PLAINTEXT: "yellow",
+    "not known": "yellow",
+}
 _PLAINTEXT = "plaintext"
+_MAX_PAIRS = 5
+"""Maximum number of connections that become possible that are named."""
 _UNPROVEN = (
     "clients outside the mesh that no object proves. With a running control plane, --observed finds those "
     "that send plaintext."
@@ -52,7 +62,7 @@ class _Row(NamedTuple):
 
 def print_table(plan: pb.PlanResponse) -> None:
     """Print a line for each effect, worst first, then each remedy once, observed traffic and a summary."""
-    rows, with_seen = list(_rows(plan)), plan.HasField("observation")
+    rows, with_seen = list(_rows(plan)), _with_seen(plan)
     if rows:
         table = Table(*(_SEEN_TITLES if with_seen else TITLES)[:-1])
         for row in rows:
@@ -62,10 +72,36 @@ def print_table(plan: pb.PlanResponse) -> None:
         typer.echo()
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
         typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
-    typer.echo(plan.summary)
+    typer.echo("\n".join(_summaries(plan)))
     print_not_considered(_not_considered(plan), err=False)
-    if with_seen:
+    for gap in plan.replay.gaps:
+        typer.echo(f"xds: {printable(gap)}", err=True)
+    if plan.HasField("observation"):
         _print_observation(plan.observation)
+
+
+def _with_seen(plan: pb.PlanResponse) -> bool:
+    """Whether rows say when their traffic was last seen."""
+    return plan.HasField("observation") or plan.HasField("replay")
+
+
+def _summaries(plan: pb.PlanResponse) -> Iterator[str]:
+    """Yield the result in words; with a replay, first that of the recorded traffic."""
+    replay = plan.replay
+    if not plan.HasField("replay"):
+        yield plan.summary
+        return
+    yield printable(replay.summary)
+    if replay.failing:
+        yield f"recorded flows that fail without the change too: {replay.failing:,}"
+    if replay.possible:
+        pairs = dict.fromkeys(
+            f"{client} -> {each.service}:{each.port}"
+            for each in replay.possible
+            for client in _account_names(each.clients) or ["clients outside the mesh"]
+        )
+        yield f"becomes possible, never used ({len(pairs):,}): {join_names(pairs, _MAX_PAIRS)}"
+    yield f"all connections, used or not: {plan.summary}"
 
 
 def _print_observation(observation: pb.Observation) -> None:
@@ -101,15 +137,18 @@ def _traffic_cells(edge: TrafficEdge, now: Timestamp) -> tuple[str, ...]:
 
 def as_markdown(plan: pb.PlanResponse) -> str:
     """Return the effects as Markdown for a comment on a pull request."""
-    with_seen = plan.HasField("observation")
+    with_seen = _with_seen(plan)
     titles, rows = (
         _SEEN_TITLES if with_seen else TITLES,
         [row.cells(with_seen=with_seen) for row in _rows(plan)],
     )
-    lines = ["### Effect on connections", "", f"**{plan.summary}**", *_markdown_table(titles, rows)]
+    first, *more = _summaries(plan)
+    lines = ["### Effect on connections", "", f"**{_escape(first)}**", *_markdown_table(titles, rows)]
+    lines += [line for text in more for line in ("", _escape(text))]
+    lines += ["", *(f"- {_escape(gap)}" for gap in plan.replay.gaps)] if plan.replay.gaps else []
     for phrase in _not_considered(plan):
         lines += ["", f"Not considered: {_escape(phrase)}"]
-    if with_seen:
+    if plan.HasField("observation"):
         observation = plan.observation
         cells = [_traffic_cells(edge, observation.time) for edge in observation.plaintext]
         lines += ["", f"**{_escape(observation.summary)}**", *_markdown_table(_TRAFFIC_TITLES, cells)]
@@ -144,11 +183,55 @@ def to_problem(problem: pb.ManifestProblem) -> Problem:
 
 def _rows(plan: pb.PlanResponse) -> Iterator[_Row]:
     """Yield the rows, worst first."""
+    if plan.HasField("replay"):
+        yield from _replay_rows(plan.replay)
+        yield from (_refusal_row(refusal) for refusal in plan.refused if refusal.breaks)
+        return
     now = plan.observation.time
     breaking = [change for change in plan.hops if change.effect == Effect.BREAKS]
     yield from _hop_rows(breaking, now)
     yield from map(_refusal_row, plan.refused)
     yield from _hop_rows(plan.hops[len(breaking) :], now)
+
+
+def _account_names(clients: Iterable[pb.Clients]) -> list[str]:
+    return [f"{item.namespace}/{account.name}" for item in clients for account in item.accounts]
+
+
+def _replay_rows(replay: pb.Replay) -> Iterator[_Row]:
+    """Yield the rows of recorded flows. Targets that differ in nothing else share a row."""
+    targets: dict[_Row, list[str]] = {}
+    seen: dict[_Row, float] = {}
+    for row, edges in (
+        *((_flow_row(change), change.flows) for change in replay.changes),
+        *((_unknown_row(unknown), unknown.flows) for unknown in replay.unknown),
+    ):
+        clients = dict.fromkeys(f"{edge.client_namespace}/{edge.client}".lstrip("/") for edge in edges)
+        key = row._replace(clients=printable(join_names(clients, MAX_NAMES)))
+        targets.setdefault(key, []).append(f"{edges[0].service}.{edges[0].namespace}:{edges[0].port}")
+        last = max(edge.last_seen.ToMilliseconds() / 1000 for edge in edges)
+        seen[key] = max(last, seen.get(key, last))
+    for key, names in targets.items():
+        target = printable(join_names(dict.fromkeys(names), MAX_NAMES))
+        yield key._replace(target=target, seen=in_words(seen[key]))
+
+
+def _flow_row(change: pb.FlowChange) -> _Row:
+    return _Row(
+        effect=change.effect,
+        clients="",
+        target="",
+        before=change.before.outcome,
+        after=f"{change.after.outcome} ({reason(change.after)})",
+        decided_by=", ".join(change.after.decided_by),
+        seen="",
+        remedy="",
+    )
+
+
+def _unknown_row(unknown: pb.UnknownFlows) -> _Row:
+    mode = TrafficEdge.Mode.Name(unknown.flows[0].mode).lower()
+    return _Row("not known", "", "", mode, unknown.reason, "", "", "")
 
 
 def _hop_rows(changes: Iterable[pb.HopChange], now: Timestamp) -> Iterator[_Row]:

@@ -23,7 +23,9 @@ from xds.mesh.policy.explain import (
 from xds.mesh.policy.hop_text import workload_names
 from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.mtls import Send
-from xds.mesh.policy.remedy import refusal_remedy
+from xds.mesh.policy.prediction import HopChange
+from xds.mesh.policy.reach import Answer
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import rollouts_pb2
 
@@ -199,6 +201,31 @@ def clients_messages(clients: Iterable[Clients], *, names_workloads: bool = True
         )
         for item in clients
     ]
+
+
+def answer_message(answer: Answer) -> pb.Answer:
+    """Return an answer."""
+    return pb.Answer(
+        outcome=answer.result,
+        reason=answer.reason,
+        decided_by=map(str, answer.decided_by),
+        conditions=answer.conditions,
+    )
+
+
+def hop_change_message(change: HopChange) -> pb.HopChange:
+    """Return a changed hop."""
+    return pb.HopChange(
+        effect=change.effect,
+        clients=clients_messages(change.clients),
+        service=f"{change.service.name}.{change.service.namespace}",
+        port=change.port.port,
+        endpoints=len(change.endpoints),
+        ready=change.ready,
+        before=answer_message(change.before),
+        after=answer_message(change.after),
+        remedy=change_remedy(change),
+    )
 
 
 def refused_message(refusal: Refusal) -> pb.RefusedTraffic:

@@ -10,10 +10,12 @@ from itertools import chain, groupby, islice
 from xds.mesh.controlplane.explanation import (
     clients_messages,
     endpoint_message,
+    hop_change_message,
     refused_message,
     side_message,
 )
 from xds.mesh.controlplane.hop_traffic import HopTraffic
+from xds.mesh.controlplane.replayed import replay_message
 from xds.mesh.controlplane.traffic_comparison import (
     ObservedPeriod,
     observation_message,
@@ -31,6 +33,7 @@ from xds.mesh.model.names import (
 )
 from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
+from xds.mesh.observe.record import Record
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
 from xds.mesh.policy.direct import (
     OutsideClient,
@@ -41,12 +44,11 @@ from xds.mesh.policy.direct import (
     refusals_without_service,
 )
 from xds.mesh.policy.hop_text import format_target
-from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, Target, all_targets, clients_of, hops
+from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
 from xds.mesh.policy.ineffective import why_ineffective
 from xds.mesh.policy.prediction import HopChange, Scope, predict_change, scope_of, unready_services
 from xds.mesh.policy.prediction_text import format_outside_client, summary
-from xds.mesh.policy.reach import Answer, Outcome, Result
-from xds.mesh.policy.remedy import change_remedy
+from xds.mesh.policy.reach import OUTSIDE, Outcome, Result
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.proposal import Objects, find_deleted, read_change
 from xds.mesh.v1 import policies_pb2 as pb
@@ -246,6 +248,7 @@ def plan(
     deletions: Iterable[str],
     observed: ObservedPeriod | None = None,
     *,
+    record: Record | None = None,
     base: Folder | None = None,
     not_considered: Sequence[str] = (),
 ) -> Iterator[pb.PlanResponse]:
@@ -258,6 +261,7 @@ def plan(
         manifests: the objects to apply; it must be loaded for the first time, and read workloads.
         deletions: the objects to delete, as KIND/NAMESPACE/NAME or KIND/NAME.
         observed: the traffic to compare the change with, if any.
+        record: the recorded traffic to replay, if any.
         base: the manifests that contain this mesh, if any.
         not_considered: what the mesh does not contain, and could change an answer.
     """
@@ -289,12 +293,15 @@ def plan(
         refused=map(refused_message, prediction.refusals),
         without_effect=map(_problem, without_effect),
         unproven_clients=observed is None
+        and record is None
         and any(ref.kind in POLICY_KINDS for ref in (*applied, *change.removed)),
     )
     times = strict.times_by_target(observed.seen) if observed else {}
     hops = (_change(hop, strict.last_seen(hop, times, after)) for hop in prediction.hops)
     while batch := list(islice(hops, MAX_CHANGES)):
         yield pb.PlanResponse(hops=batch)
+    if record:
+        yield pb.PlanResponse(replay=replay_message(record, before, after, prediction, ignored))
     if observed:
         found = strict.find_contradictions(before, after, scope, observed.seen)
         ports = strict.policy_ports(before, after, applied)
@@ -322,27 +329,10 @@ def _problem(problem: Problem) -> pb.ManifestProblem:
 
 
 def _change(change: HopChange, last_seen: float | None) -> pb.HopChange:
-    return pb.HopChange(
-        effect=change.effect,
-        clients=clients_messages(change.clients),
-        service=f"{change.service.name}.{change.service.namespace}",
-        port=change.port.port,
-        endpoints=len(change.endpoints),
-        ready=change.ready,
-        before=_answer(change.before),
-        after=_answer(change.after),
-        remedy=change_remedy(change),
-        last_seen=timestamp(last_seen) if last_seen else None,
-    )
-
-
-def _answer(answer: Answer) -> pb.Answer:
-    return pb.Answer(
-        outcome=answer.result,
-        reason=answer.reason,
-        decided_by=map(str, answer.decided_by),
-        conditions=answer.conditions,
-    )
+    message = hop_change_message(change)
+    if last_seen:
+        message.last_seen.CopyFrom(timestamp(last_seen))
+    return message
 
 
 # --- pods -----------------------------------------------------------------------------------------

@@ -199,13 +199,25 @@ def last_seen(change: HopChange, times: Mapping[Target, Mapping[Client, float]],
         mesh: the mesh with the change.
     """
     clients = {Client(item.namespace, account) for item in change.clients for account in item.accounts}
-    targets = {Target(change.service.namespace, change.service.name, change.port.port)}
-    # Servers report the oldest service of a port.
-    targets |= {target_of(mesh, endpoint.pod, endpoint.port) for endpoint in change.endpoints if endpoint.pod}
     found = (
-        time for target in targets for client, time in times.get(target, {}).items() if client in clients
+        time
+        for target in observed_targets(change, mesh)
+        for client, time in times.get(target, {}).items()
+        if client in clients
     )
     return max(found, default=None)
+
+
+def observed_targets(change: HopChange, mesh: Mesh) -> set[Target]:
+    """Return the targets under which sidecars report the traffic of a hop.
+
+    Args:
+        change: the hop.
+        mesh: the mesh with the change.
+    """
+    # Servers report the oldest service of a port.
+    servers = {target_of(mesh, endpoint.pod, endpoint.port) for endpoint in change.endpoints if endpoint.pod}
+    return {Target(change.service.namespace, change.service.name, change.port.port), *servers}
 
 
 # --- ports that accept plaintext ----------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def request_to(port: int, identity: str, request: Request | None = None) -> Requ
     Args:
         port: port of the server's pod.
         identity: SPIFFE ID of the client; empty if it does not send mutual TLS.
-        request: the HTTP request. Its identity and port do not matter. Default: any request or connection.
+        request: what else is known of it. Its identity and port do not matter.
     """
     return (
         replace(request, identity=identity, port=port) if request else Request(identity=identity, port=port)
@@ -100,10 +100,12 @@ def permission(
         config: settings of the mesh.
         rules: the rules of the port.
         identity: SPIFFE ID of the client; empty if it does not send mutual TLS.
-        request: the HTTP request, as for `request_to`.
+        request: what else is known, as for `request_to`.
     """
     asked = request_to(rules.number, identity, request)
-    verdicts = [(each, decide(config, each, asked)) for each in (rules.each[:1] if request else rules.each)]
+    verdicts = [
+        (each, decide(config, each, asked)) for each in (rules.each[:1] if asked.is_http else rules.each)
+    ]
     accesses = {verdict.access for _, verdict in verdicts}
     if len(accesses) == 1 and Access.DEPENDS not in accesses:
         found, verdict = verdicts[0]

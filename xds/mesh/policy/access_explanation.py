@@ -96,7 +96,7 @@ def explain_access(
     if not policies:
         return None
     config, asked = mesh.config, request_to(port, identity, request)
-    protocols = protocols_of(mesh, pod, port)[: 1 if request else None]
+    protocols = protocols_of(mesh, pod, port)[: 1 if asked.is_http else None]
     rules = port_rules(mesh, pod, port)
     access = permission(config, rules, identity, request).access if rules else Access.ALLOWED
     nearest = None

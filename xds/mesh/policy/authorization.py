@@ -275,6 +275,11 @@ class Request:
     headers: Mapping[str, str] | None = None
     """Headers, in lower case."""
 
+    @property
+    def is_http(self) -> bool:
+        """Whether it is known to be an HTTP request."""
+        return any(each is not None for each in (self.host, self.method, self.path, self.headers))
+
 
 class Access(StrEnum):
     """Whether a request is allowed."""

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Interception, Meta, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import Interception, Pod, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.access import IdentityPattern, identity_class, patterns_of
 from xds.mesh.policy.destination import RuleKey, distinguished_namespaces, rule_key
@@ -85,10 +85,6 @@ class Hop:
                     decided_by=self.answer.decided_by,
                     conditions=self.answer.conditions,
                 )
-
-
-OUTSIDE = Pod(meta=Meta(ref=Ref("Pod", "", "outside")))
-"""Stands for clients outside the mesh, which have no sidecar."""
 
 
 def hops(

@@ -28,7 +28,7 @@ from xds.mesh.policy.hops import (
     targets_of,
 )
 from xds.mesh.policy.listeners import ready_endpoints
-from xds.mesh.policy.reach import Answer, Failure, Result, rank
+from xds.mesh.policy.reach import OUTSIDE, Answer, Failure, Result, rank
 from xds.mesh.policy.steps import Steps, finish
 
 
@@ -153,7 +153,7 @@ def predict_change(before: Mesh, after: Mesh, scope: Scope | None = None) -> Pre
 
 def predict_change_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[Prediction]:
     """Compute `predict_change` in steps. The meshes may be in use meanwhile."""
-    changes = yield from _hop_changes(before, after, scope)
+    changes = yield from _hop_changes(before, after, scope, clients_of(before))
     refusals = yield from _refusals(before, after, scope)
     ranks = list(Effect)
     return Prediction(
@@ -161,22 +161,29 @@ def predict_change_steps(before: Mesh, after: Mesh, scope: Scope | None = None) 
     )
 
 
-_Senders: TypeAlias = tuple[SenderKey, SenderKey]
+Senders: TypeAlias = tuple[SenderKey, SenderKey]
 """Class of clients before and after the change."""
 
 
-def _hop_changes(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[HopChange]]:
+def outside_changes(before: Mesh, after: Mesh, scope: Scope | None = None) -> list[HopChange]:
+    """Return the changed hops of clients outside the mesh (`OUTSIDE`), as `predict_change` does of pods."""
+    return finish(_hop_changes(before, after, scope, [OUTSIDE]))
+
+
+def _hop_changes(
+    before: Mesh, after: Mesh, scope: Scope | None, clients: Iterable[Pod]
+) -> Steps[list[HopChange]]:
     targets = targets_of(
         service for service in before.services() if scope is None or service.key in scope.services
     )
     if not targets:
         return []
-    classes = yield from _classify(before, after)
+    classes = yield from classify(before, after, clients)
     grouping = Grouping(classes.pods)
     changes = []
     for service, port in targets:
         old = yield from answer_steps(before, classes.old, service, port)
-        new = yield from _answers_after(after, classes.new, service, port)
+        new = yield from answers_after(after, classes.new, service, port)
         ready = sum(map(len, new.endpoints))
         for transition, endpoints, senders in _compare(old, new, classes.pods):
             yield
@@ -194,10 +201,10 @@ def _hop_changes(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[H
     return changes
 
 
-class _Classes(NamedTuple):
+class Classes(NamedTuple):
     """Classes of clients that exist before and after a change."""
 
-    pods: dict[_Senders, list[Pod]]
+    pods: dict[Senders, list[Pod]]
     """Pods of each class, after the change."""
     old: dict[SenderKey, Pod]
     """A pod of each class before the change."""
@@ -205,10 +212,11 @@ class _Classes(NamedTuple):
     """A pod of each class after the change."""
 
 
-def _classify(before: Mesh, after: Mesh) -> Steps[_Classes]:
-    classes = _Classes({}, {}, {})
-    for old_pod in clients_of(before):
-        new_pod = after.pod(old_pod.namespace, old_pod.name)
+def classify(before: Mesh, after: Mesh, clients: Iterable[Pod]) -> Steps[Classes]:
+    """Return the classes of clients, in steps; `OUTSIDE` is the same client before and after the change."""
+    classes = Classes({}, {}, {})
+    for old_pod in clients:
+        new_pod = OUTSIDE if old_pod is OUTSIDE else after.pod(old_pod.namespace, old_pod.name)
         if new_pod and not new_pod.ended:
             old_key, new_key = sender_key(before, old_pod), sender_key(after, new_pod)
             classes.pods.setdefault((old_key, new_key), []).append(new_pod)
@@ -218,9 +226,10 @@ def _classify(before: Mesh, after: Mesh) -> Steps[_Classes]:
     return classes
 
 
-def _answers_after(
+def answers_after(
     after: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port: ServicePort
 ) -> Steps[Answers]:
+    """Return the answers of a service port after a change, which may have deleted it, in steps."""
     new_service = after.service(service.namespace, service.name)
     new_ports = new_service.ports if new_service else ()
     new_port = next((item for item in new_ports if item.port == port.port), None)
@@ -238,22 +247,22 @@ class _Transition(NamedTuple):
     after: Answer
 
 
-_Pair: TypeAlias = tuple[int | None, int]
+EndpointPair: TypeAlias = tuple[int | None, int]
 """Class of an endpoint before the change (None if it is new) and after it."""
 
 
 def _compare(
-    old: Answers, new: Answers, senders: Iterable[_Senders]
-) -> Iterator[tuple[_Transition, tuple[Endpoint, ...], list[_Senders]]]:
+    old: Answers, new: Answers, senders: Iterable[Senders]
+) -> Iterator[tuple[_Transition, tuple[Endpoint, ...], list[Senders]]]:
     """Yield each way in which answers of a service port change, with its endpoints and clients."""
-    pairs = _pairs(old, new)
-    found: dict[tuple[_Transition, tuple[_Pair, ...]], list[_Senders]] = {}
+    pairs = pairs_of(old, new)
+    found: dict[tuple[_Transition, tuple[EndpointPair, ...]], list[Senders]] = {}
     for old_key, new_key in senders:
-        by_transition: dict[_Transition, list[_Pair]] = {}
+        by_transition: dict[_Transition, list[EndpointPair]] = {}
         for pair in pairs:
-            before = _answer_before(old.by_sender[old_key], pair[0])
+            before = answer_before(old.by_sender[old_key], pair[0])
             after = new.by_sender[new_key][pair[1]]
-            if effect := _effect(before, after):
+            if effect := effect_of(before, after):
                 by_transition.setdefault(_Transition(effect, before, after), []).append(pair)
         for transition, changed in by_transition.items():
             found.setdefault((transition, tuple(changed)), []).append((old_key, new_key))
@@ -261,14 +270,14 @@ def _compare(
         yield transition, tuple(endpoint for pair in changed_pairs for endpoint in pairs[pair]), keys
 
 
-def _pairs(old: Answers, new: Answers) -> dict[_Pair, list[Endpoint]]:
+def pairs_of(old: Answers, new: Answers) -> dict[EndpointPair, list[Endpoint]]:
     """Return the endpoints after the change, by their classes before and after it."""
     old_classes = {
         (endpoint.address, endpoint.port): index
         for index, endpoints in enumerate(old.endpoints)
         for endpoint in endpoints
     }
-    pairs: dict[_Pair, list[Endpoint]] = {}
+    pairs: dict[EndpointPair, list[Endpoint]] = {}
     for index, endpoints in enumerate(new.endpoints):
         if not endpoints:
             pairs[None, index] = []
@@ -278,12 +287,14 @@ def _pairs(old: Answers, new: Answers) -> dict[_Pair, list[Endpoint]]:
     return pairs
 
 
-def _answer_before(by_class: Iterable[Answer], index: int | None) -> Answer:
+def answer_before(by_class: Iterable[Answer], index: int | None) -> Answer:
+    """Return the answer of a class of endpoints before the change; the best one if they are new (None)."""
     by_class = list(by_class)
     return max(by_class, key=rank) if index is None else by_class[index]
 
 
-def _effect(before: Answer, after: Answer) -> Effect | None:
+def effect_of(before: Answer, after: Answer) -> Effect | None:
+    """Return how the change of an answer affects connections; None if it does not."""
     # Which requests clients send is unknown: other conditions than before may deny some of them.
     is_limited = bool(after.conditions) and before.basis != after.basis
     if before.result is after.result:

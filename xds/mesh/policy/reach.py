@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Interception, Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import Interception, Meta, Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.access import PortRules, permission, port_rules
@@ -153,6 +153,10 @@ def outcome(
     )
 
 
+OUTSIDE = Pod(meta=Meta(ref=Ref("Pod", "", "outside")))
+"""Stands for clients outside the mesh, which have no sidecar."""
+
+
 class Sender(NamedTuple):
     """The properties of a client that its results for a service depend on."""
 
@@ -161,7 +165,7 @@ class Sender(NamedTuple):
     rule: ClientRule | None
     """DestinationRule of the client for the service."""
     request: Request | None = None
-    """HTTP request that it sends; None for any request or connection."""
+    """What is known of the request that it sends; None for any request or connection."""
 
 
 class Server(NamedTuple):
@@ -292,7 +296,7 @@ def connection(  # noqa: PLR0917
         service: Service that it calls.
         port: port of the Service.
         endpoint: endpoint that its load balancer picks.
-        request: the HTTP request that it sends. Default: any request or connection.
+        request: what is known of the request that it sends. Default: any request or connection.
     """
     sender = sender_of(mesh, client, service)._replace(request=request)
     server = server_of(mesh, service, port, endpoint, [client.redirection])
@@ -303,6 +307,19 @@ def connection(  # noqa: PLR0917
         return Connection(service, port, None, answer)
     decision = decide(mesh, client, service, port, endpoint)
     return Connection(service, port, Sent(decision, endpoint, endpoint), answer)
+
+
+def answer_to_plaintext(mesh: Mesh, endpoint: Endpoint, request: Request | None = None) -> Answer:
+    """Return the answer of an endpoint to plaintext that no sidecar of a client sends.
+
+    Args:
+        mesh: the facts.
+        endpoint: the endpoint, which need not belong to a Service.
+        request: what is known of the request. Default: any request or connection.
+    """
+    decision = Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
+    port = ServicePort(port=endpoint.port, target=endpoint.port)
+    return _judge(mesh, Sender(OUTSIDE, None, request), decision, None, port, _server(mesh, endpoint))
 
 
 def _bypass(sender: Sender, service: Service, server: Server) -> Decision | None:

@@ -357,7 +357,7 @@ class Manifest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
-    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports", "unproven_clients", "not_considered")
+    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports", "unproven_clients", "not_considered", "replay")
     BREAKS_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -370,6 +370,7 @@ class PlanResponse(_message.Message):
     PLAINTEXT_PORTS_FIELD_NUMBER: _ClassVar[int]
     UNPROVEN_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     NOT_CONSIDERED_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
     breaks: bool
     hops: _containers.RepeatedCompositeFieldContainer[HopChange]
     refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
@@ -382,7 +383,52 @@ class PlanResponse(_message.Message):
     plaintext_ports: _containers.RepeatedCompositeFieldContainer[PlaintextPort]
     unproven_clients: bool
     not_considered: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ..., unproven_clients: _Optional[bool] = ..., not_considered: _Optional[_Iterable[str]] = ...) -> None: ...
+    replay: Replay
+    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ..., unproven_clients: _Optional[bool] = ..., not_considered: _Optional[_Iterable[str]] = ..., replay: _Optional[_Union[Replay, _Mapping]] = ...) -> None: ...
+
+class Replay(_message.Message):
+    __slots__ = ("since", "until", "flows", "changes", "unknown", "failing", "possible", "gaps", "safe", "summary")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    FLOWS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    FAILING_FIELD_NUMBER: _ClassVar[int]
+    POSSIBLE_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    SAFE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    since: _timestamp_pb2.Timestamp
+    until: _timestamp_pb2.Timestamp
+    flows: int
+    changes: _containers.RepeatedCompositeFieldContainer[FlowChange]
+    unknown: _containers.RepeatedCompositeFieldContainer[UnknownFlows]
+    failing: int
+    possible: _containers.RepeatedCompositeFieldContainer[HopChange]
+    gaps: _containers.RepeatedScalarFieldContainer[str]
+    safe: bool
+    summary: str
+    def __init__(self, since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., flows: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[FlowChange, _Mapping]]] = ..., unknown: _Optional[_Iterable[_Union[UnknownFlows, _Mapping]]] = ..., failing: _Optional[int] = ..., possible: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., gaps: _Optional[_Iterable[str]] = ..., safe: _Optional[bool] = ..., summary: _Optional[str] = ...) -> None: ...
+
+class FlowChange(_message.Message):
+    __slots__ = ("effect", "flows", "before", "after")
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    FLOWS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    effect: str
+    flows: _containers.RepeatedCompositeFieldContainer[_traffic_pb2.TrafficEdge]
+    before: Answer
+    after: Answer
+    def __init__(self, effect: _Optional[str] = ..., flows: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., before: _Optional[_Union[Answer, _Mapping]] = ..., after: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+
+class UnknownFlows(_message.Message):
+    __slots__ = ("flows", "reason")
+    FLOWS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    flows: _containers.RepeatedCompositeFieldContainer[_traffic_pb2.TrafficEdge]
+    reason: str
+    def __init__(self, flows: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Observation(_message.Message):
     __slots__ = ("enabled", "requested", "since", "time", "plaintext", "admitted", "locked_ports", "opened_ports", "gaps", "safe", "summary", "strict_ports", "root_namespace")

@@ -12,8 +12,8 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
 from xds.mesh.policy.direct import outside_clients
-from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, clients_of, hops
-from xds.mesh.policy.reach import Result
+from xds.mesh.policy.hops import Clients, Hop, clients_of, hops
+from xds.mesh.policy.reach import OUTSIDE, Result
 
 
 class Senders(NamedTuple):
