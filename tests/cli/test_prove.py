@@ -130,10 +130,10 @@ def test_mistakes_are_status_2(folder: Path, assertions: Path, text: str, error:
 
 
 def test_unknown_client_is_a_notice(folder: Path, assertions: Path) -> None:
-    assertions.write_text(ONLY.replace("shop/default", "shop/defualt"))
+    assertions.write_text(ONLY.replace("shop/default", "shop/defaultt"))
     result = xds("prove", "-f", assertions, "--manifests", folder)
     assert (
-        "notice: service account shop/defualt not found (from); did you mean shop/default?" in result.stderr
+        "notice: service account shop/defaultt not found (from); did you mean shop/default?" in result.stderr
     )
     assert xds("prove", "-f", "-", "--manifests", "-").stderr.startswith("xds: stdin (-) can be either")
     assert xds("prove", "-f", assertions).stderr.startswith(

@@ -56,7 +56,7 @@ MISTAKES: list[tuple[Any, str]] = [
         {"name": "x", "strict": {}, "deny": {}},
         "assertions[0] must have exactly one of only, deny, encrypted, strict",
     ),
-    ({"name": "x", "onyl": {}}, "assertions[0].onyl is not a known field (did you mean only?)"),
+    ({"name": "x", "onlyy": {}}, "assertions[0].onlyy is not a known field (did you mean only?)"),
     (
         {"name": "x", "strict": None},
         "assertions[0].strict must be a mapping (to assert it of all servers, write strict: {})",
