@@ -109,8 +109,8 @@ def test_unknown_kinds_leave_it_not_known(folder: Path, assertions: Path) -> Non
     ("text", "error"),
     [
         (
-            "assertions: [{name: x, onyl: {}}]",
-            ":1: problem: assertions[0].onyl is not a known field (did you mean only?)",
+            "assertions: [{name: x, onlyy: {}}]",
+            ":1: problem: assertions[0].onlyy is not a known field (did you mean only?)",
         ),
         (
             "assertions: [{name: x, strict: {}}, {name: x, strict: {}}]",
