@@ -183,10 +183,17 @@ async def test_sidecars_of_two_minor_versions_of_envoy(cluster: PodCluster, name
     assert versions[1:] == [OLDER_ENVOY] * 2
     assert versions[0] > OLDER_ENVOY
     identities = (SLEEP, f"spiffe://cluster.local/ns/{namespace}/sa/default")
-    loads = []
-    for pod, identity in zip((injected, client), identities, strict=True):
-        await becomes(cluster, pod, url(namespace), identity)
-        loads.append(Load(client=await cluster.client(pod), url=url(namespace), connections=2, seconds=580))
+    senders = [await cluster.client(pod) for pod in (injected, client)]
+    loads = [Load(client=sender, url=url(namespace), connections=2, seconds=580) for sender in senders]
+
+    async def have(*expected: str) -> None:
+        """Wait until the requests of the clients have these identities."""
+
+        async def are_sent() -> bool:
+            answers = [await sender.get(url(namespace)) for sender in senders]
+            return [(answer.ok, answer.identity) for answer in answers] == [(True, each) for each in expected]
+
+        await eventually(are_sent, timeout=PATIENCE, every=0.2)
 
     async def change() -> None:
         """Change modes and permissions, and wait until each is in force."""
@@ -195,11 +202,10 @@ async def test_sidecars_of_two_minor_versions_of_envoy(cluster: PodCluster, name
         for mode, rule in (("PERMISSIVE", everyone), ("DISABLE", everyone), ("STRICT", both)):
             policies = peer_authentication(namespace, mode), authorization_policy(namespace, rule)
             await apply(cluster, namespace, *policies)
-            expected = ("", "") if mode == "DISABLE" else identities
-            for pod, identity in zip((injected, client), expected, strict=True):
-                await becomes(cluster, pod, url(namespace), identity)
+            await have(*(("", "") if mode == "DISABLE" else identities))
             await asyncio.gather(*(load.more(20, PATIENCE) for load in loads))
 
+    await have(*identities)
     async with loads[0], loads[1]:
         await change()
         # The Deployment's pods are replaced by those with the current image.

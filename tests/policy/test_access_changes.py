@@ -111,6 +111,10 @@ CASES: dict[str, tuple[Iterable[Fact], Iterable[Fact], list[tuple[str, str, str,
 }
 
 
+def test_only_lost_access_is_no_gain() -> None:
+    assert [effect.is_gain for effect in (GAINED, MAY_BE_GAINED, LOST)] == [True, True, False]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_changes(case: str) -> None:
     before, after, expected = CASES[case]

@@ -202,6 +202,14 @@ def test_counterexamples(case: str) -> None:
     assert proof.verdict is (FAILS if expected else HOLDS)
 
 
+def test_number_of_counterexamples_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xds.mesh.policy.prove.MAX_COUNTEREXAMPLES", 1)
+    world = mesh(*WORLD, service("naked", "zoo"))
+    found = proven(world, {"deny": {"to": [{"services": ["db.prod", "naked.zoo"]}]}})
+    assert [each.clients.mode for each in found.counterexamples] == ["mtls"]
+    assert found.verdict is FAILS
+
+
 def test_what_is_not_known_does_not_hold() -> None:
     world = mesh(service("db", "prod"), peer("prod", "STRICT"), API, allow())
     assert proven(world, {"deny": TO})[1::2] == (UNKNOWN, ("pods of db.prod:90", "servers: no pod is known"))
@@ -241,6 +249,7 @@ def test_unknown_client_that_is_an_exception_is_a_notice() -> None:
     body = {"only": {"from": [{"namespaces": ["shopp"]}], **TO}}
     (message,) = unknown_clients(mesh(*WORLD), assertion(body))
     assert "did you mean shop?" in message
+    assert not [*unknown_clients(mesh(*WORLD), assertion(SHOP_ONLY))]
     denied = {"deny": {"from": [{"notNamespaces": ["shopp"]}], **TO}}
     assert len(list(unknown_clients(mesh(*WORLD), assertion(denied)))) == 1
 

@@ -91,7 +91,7 @@ def _split(each: SpiffePattern, namespaces: _Texts, accounts: _Texts) -> None:
             if rest.endswith("/sa"):
                 _, slash, namespace = rest.removesuffix("/sa").rpartition("/")
                 (namespaces.exact if slash else namespaces.ends).add(namespace)
-        case PatternKind.CONTAINS:  # Only for the end of a namespace.
+        case _:  # CONTAINS, only for the end of a namespace
             namespaces.ends.add(text.removesuffix("/sa/"))
 
 
