@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.policy.acceptance import (
@@ -62,6 +62,8 @@ class _Accepted(NamedTuple):
     """Why they are accepted."""
 
 
+_Endpoints: TypeAlias = tuple[Enforcement, ...]
+"""What the sidecars of a service port's endpoints enforce."""
 _RANKS = (Access.DENIED, Access.DEPENDS, Access.ALLOWED)
 _REFUSED = _Accepted(Access.DENIED, frozenset(), "")
 
@@ -73,9 +75,9 @@ def access_changes(before: Mesh, after: Mesh) -> list[AccessChange]:
     all clients in the other one.
     """
     old, new = _service_ports(before), _service_ports(after)
-    by_enforcement: dict[tuple[frozenset[Enforcement], frozenset[Enforcement]], list[str]] = {}
+    by_enforcement: dict[tuple[_Endpoints, _Endpoints], list[str]] = {}
     for label in dict.fromkeys((*old, *new)):
-        key = old.get(label, frozenset()), new.get(label, frozenset())
+        key = old.get(label, ()), new.get(label, ())
         by_enforcement.setdefault(key, []).append(label)
     found: dict[AccessChange, list[str]] = {}
     for key, labels in by_enforcement.items():
@@ -85,18 +87,16 @@ def access_changes(before: Mesh, after: Mesh) -> list[AccessChange]:
     return sorted(changes, key=lambda change: [*AccessEffect].index(change.effect))
 
 
-def _service_ports(mesh: Mesh) -> dict[str, frozenset[Enforcement]]:
+def _service_ports(mesh: Mesh) -> dict[str, _Endpoints]:
     return {
-        format_target(*target): frozenset(
-            enforcement(mesh, endpoint) for endpoint in service_endpoints(mesh, *target)
+        format_target(*target): tuple(
+            dict.fromkeys(enforcement(mesh, endpoint) for endpoint in service_endpoints(mesh, *target))
         )
         for target in all_targets(mesh)
     }
 
 
-def _changes(
-    before: Mesh, after: Mesh, old: frozenset[Enforcement], new: frozenset[Enforcement]
-) -> Iterator[AccessChange]:
+def _changes(before: Mesh, after: Mesh, old: _Endpoints, new: _Endpoints) -> Iterator[AccessChange]:
     if old == new and before.config == after.config:
         return
     sends_plaintext = _accepted(after, new, [""])

@@ -47,16 +47,16 @@ def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> 
     """
     # In namespace sa, the separators of a SPIFFE ID look like the end of a namespace.
     namespaces, accounts = _Texts({"sa"}, {""}, {""}, set()), _Texts(set(), {""}, {""}, set())
-    complete = dict[str, None]()
-    for each in dict.fromkeys(item for pattern in patterns for item in spiffe_patterns(config, *pattern)):
+    complete = set[str]()
+    for each in {item for pattern in patterns for item in spiffe_patterns(config, *pattern)}:
         if each.pattern.kind is PatternKind.EXACT:
-            complete[each.pattern.text] = None
+            complete.add(each.pattern.text)
             namespace, _, account = account_of(each.pattern.text).partition("/")
             namespaces.taken.add(namespace)
             accounts.taken.add(account)
         else:
             _split(each, namespaces, accounts)
-    yield from filter(_is_service_account, complete)
+    yield from filter(_is_service_account, sorted(complete))
     names = [name for name in _names(namespaces) if _LABEL.fullmatch(name)]
     account_names = [name for name in _names(accounts) if _SUBDOMAIN.fullmatch(name)]
     for domain, namespace, account in product(config.trust_domains, names, account_names):
