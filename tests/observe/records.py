@@ -8,7 +8,7 @@ from xds.mesh.v1 import traffic_pb2 as pb
 
 def response(since: float, until: float, *flows: Flow, **more: object) -> pb.ListTrafficResponse:
     """Return traffic as the service returns it."""
-    found = pb.ListTrafficResponse(enabled=True, **more)
+    found = pb.ListTrafficResponse(**{"enabled": True, "request": pb.ListTrafficRequest(), **more})
     found.since.FromSeconds(round(since))
     found.time.FromSeconds(round(until))
     for (namespace, service, port), (client_namespace, client), mode, first, last, by_server in flows:

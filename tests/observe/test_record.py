@@ -78,6 +78,7 @@ OTHERS = ("[]", "[1]", "1", "null", "{", '{"edges": 1}', '{"edges": [1]}')
 REFUSED = {
     **{text: (text, "is not the output of xds observe -o json: .") for text in OTHERS},
     "empty": ("{}", "it has no time"),
+    "unknown restrictions": (MessageToJson(pb.ListTrafficResponse(time={"seconds": 9})), "it has no request"),
     "one namespace": (
         MessageToJson(response(0, 9, request=pb.ListTrafficRequest(namespace="a"))),
         "without -n, --plaintext, --denied",
@@ -87,7 +88,7 @@ REFUSED = {
         "is only a part of the traffic",
     ),
     "mode": (
-        MessageToJson(pb.ListTrafficResponse(time={"seconds": 9}, edges=[{"client": "a"}])),
+        MessageToJson(pb.ListTrafficResponse(time={"seconds": 9}, request={}, edges=[{"client": "a"}])),
         "without a",
     ),
 }

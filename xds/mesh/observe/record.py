@@ -62,8 +62,9 @@ def parse_record(text: str) -> pb.ListTrafficResponse:
         ParseDict(json.loads(text, object_hook=_without_minutes), found, ignore_unknown_fields=True)
     except (ParseError, ValueError, TypeError, AttributeError) as error:  # the last two: no object
         raise ValueError(f"is not the output of xds observe -o json: {error}") from error
-    if not found.HasField("time"):
-        raise ValueError("is not the output of xds observe -o json: it has no time")
+    for field in ("time", "request"):
+        if not found.HasField(field):
+            raise ValueError(f"is not the output of xds observe -o json: it has no {field}")
     if found.request != pb.ListTrafficRequest():
         raise ValueError(
             "is only a part of the traffic: run xds observe -o json without -n, --plaintext, --denied"
