@@ -130,6 +130,26 @@ def test_selectors_are_short_and_select_nobody_else() -> None:
     }
 
 
+def test_names_replace_no_other_policy() -> None:
+    denies = authorization_policy("shop", source(namespaces=["jobs"]), action="DENY", name="web")
+    world = mesh(
+        *facts(denies),
+        *(pod(f"{name}-1", "shop", app=name) for name in ("web", "Web")),
+        *(service(name.lower() + "-" + name, "shop", HTTP, app=name) for name in ("web", "Web")),
+    )
+    flows = [flow(FRONT, Target("shop", name, 80)) for name in ("web-web", "web-Web")]
+    found = {policy.name: policy.selector for policy in least_privilege(world, flows).policies}
+    assert found == {"web-2": {"app": "Web"}, "web-3": {"app": "web"}}
+
+
+def test_calls_of_a_pod_are_its_own_while_it_exists() -> None:
+    world = mesh(pod("vm-1", "shop", app="one"), pod("vm-2", "shop", app="two"))
+    found = least_privilege(world, [flow(FRONT, Target("shop", "pod/vm-1", 9090))])
+    assert [policy.name for policy in found.policies] == ["one"]
+    found = least_privilege(world, [flow(FRONT, Target("shop", "pod/vm-0", 9090))])
+    assert [policy.name for policy in found.policies] == ["one", "two"]
+
+
 def test_labels_that_others_have_select_nothing() -> None:
     world = mesh(
         pod("web-1", "shop", app="web"),
@@ -253,9 +273,15 @@ def test_command(tmp_path) -> None:
             ],
         },
     }
-    nothing = xds(*words, "-n", "elsewhere")
+    file.write_text(MessageToJson(response(DAY, 2 * DAY)))
+    nothing = xds(*words)
     assert (nothing.exit_code, nothing.stdout) == (1, "")
-    assert nothing.stderr == "xds: nothing to restrict: no workload with a sidecar was called\n"
+    assert (
+        nothing.stderr == "no policy for Web_1.shop: no traffic to it was observed\nxds: no policy to print\n"
+    )
+    unknown = xds(*words, "-n", "shopp")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert "namespace shopp not found (-n); did you mean shop?" in unknown.stderr
 
 
 def test_command_names_gaps_and_files_that_are_no_record(tmp_path) -> None:

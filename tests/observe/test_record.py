@@ -89,8 +89,21 @@ REFUSED = {
     ),
     "mode": (
         MessageToJson(pb.ListTrafficResponse(time={"seconds": 9}, request={}, edges=[{"client": "a"}])),
-        "without a",
+        "has traffic with an invalid client, service or mode: a to .",
     ),
+}
+
+REFUSED |= {
+    name: (
+        MessageToJson(response(0, 9, Flow(target, client, TrafficMode.MTLS, 1, 2, False))),
+        "has traffic with",
+    )
+    for name, target, client in (
+        ("any account", WEB, Client("shop", "*")),
+        ("two lines", WEB, Client("shop", "a\nb")),
+        ("a name as address", WEB, Client("", "front")),
+        ("another service", Target("shop", "a b", 80), CLIENT),
+    )
 }
 
 

@@ -345,6 +345,15 @@ def effect(old: Outcome, new: Outcome | None) -> str:
     return "not known" if old.reason in {"no-endpoint", "pod-unknown"} else "-"
 
 
+def refused(old: Outcome, new: Outcome | None) -> bool:
+    """Whether a server refuses a connection with and without the change, although it was seen."""
+    return (
+        old.result is Result.FAILS
+        and old.reason != "access-denied"
+        and (new is None or new.result is Result.FAILS)
+    )
+
+
 def naive(before: Mesh, old: Outcomes, new: Outcomes, alive: Collection[Ref], flow: Flow) -> str:
     """Return the worst result over all pods of a flow's client and all endpoints of its target."""
     target = Ref("Service", flow.target.namespace, flow.target.name)
@@ -366,6 +375,8 @@ def naive(before: Mesh, old: Outcomes, new: Outcomes, alive: Collection[Ref], fl
     if not explaining and flow.mode in {PLAINTEXT, REFUSED}:
         explaining = calls([OUTSIDE])
     results = {effect(one, other) for one, other, _ in explaining or every}
+    if flow.mode is PLAINTEXT and flow.by_server and any(refused(*pair[:2]) for pair in explaining or every):
+        results.add("not known")
     return next((word for word in ("breaks", "may break", "not known") if word in results), "-")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from xds.cli.manifests import read_mesh
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import STDIN, SourceOptions, fail
 from xds.cli.records import read_records
-from xds.mesh.model.names import join_names
+from xds.mesh.model.names import join_names, unknown_name
 from xds.mesh.model.objects import DRY_RUN, printable
 from xds.mesh.observe.least_privilege import (
     AllowRule,
@@ -82,19 +81,24 @@ def generate(
         reading=source.reading(),
     )
     read.print()
+    known = sorted({pod.namespace for pod in mesh.pods()})
+    for name in namespaces or ():
+        if name not in known:
+            fail(unknown_name("namespace", name, known, "-n"))
     generated = least_privilege(mesh, found.flows, namespaces or ())
     for gap in found.gaps:
         typer.echo(f"the record is incomplete: {printable(gap)}", err=True)
     if not generated.policies:
         for workload, reason in generated.omitted:
             typer.echo(f"no policy for {workload}: {reason}", err=True)
-        fail("nothing to restrict: no workload with a sidecar was called", 1)
+        fail("no policy to print", 1)
     typer.echo("\n".join(document(found, generated, dry_run=dry_run)))
 
 
 def document(record: Record, generated: LeastPrivilege, *, dry_run: bool) -> Iterator[str]:
     """Yield the lines of the policies for a record, as YAML with comments."""
     yield f"# Allows the traffic that was observed from {in_words(record.since)} to {in_words(record.until)}."
+    yield "# Who called with mutual TLS is what the clients' own sidecars reported: check each client."
     yield from (f"# Incomplete: {printable(gap)}" for gap in record.gaps)
     yield from (f"# No policy for {workload}: {reason}" for workload, reason in generated.omitted)
     for number, policy in enumerate(generated.policies):
@@ -107,9 +111,8 @@ def _policy(policy: WorkloadPolicy, *, dry_run: bool) -> Iterator[str]:
     yield "apiVersion: security.istio.io/v1"
     yield "kind: AuthorizationPolicy"
     yield "metadata:"
-    # The name of a workload is a label's value, which may contain other characters.
-    yield f"  name: {re.sub('[^a-z0-9-]+', '-', policy.name.lower()).strip('-')}"
-    yield f"  namespace: {policy.namespace}"
+    yield f"  name: {json.dumps(policy.name)}"
+    yield f"  namespace: {json.dumps(policy.namespace)}"
     if dry_run:
         yield "  annotations:"
         yield f'    {DRY_RUN}: "true"'

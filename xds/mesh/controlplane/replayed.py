@@ -66,12 +66,15 @@ def _gaps(record: Record, before: Mesh, hops: Iterable[HopChange]) -> Iterator[s
 
 
 def _edges(flows: Iterable[Flow]) -> list[TrafficEdge]:
-    edges = []
-    for flow in flows:
-        edge = edge_message(EdgeKey(flow.client, flow.target, flow.mode), flow.first_seen, flow.last_seen)
-        edge.by_server = flow.by_server
-        edges.append(edge)
-    return edges
+    return [
+        edge_message(
+            EdgeKey(flow.client, flow.target, flow.mode),
+            flow.first_seen,
+            flow.last_seen,
+            by_server=flow.by_server,
+        )
+        for flow in flows
+    ]
 
 
 def _summary(record: Record, found: Replay, gaps: Sequence[str], refused: int) -> str:

@@ -163,11 +163,9 @@ def observed_edges(traffic: Edges, client: Pod, service: Service) -> list[pb.Tra
 
 
 def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:
-    message = edge_message(key, edge.first_seen, edge.last_seen)
-    message.by_server = edge.by_server
+    message = edge_message(key, edge.first_seen, edge.last_seen, by_server=edge.by_server)
     message.requests_per_minute = edge.rate(now)
     message.minutes.extend(edge.minutes(now))
     message.requests_per_day = edge.day(now)
     message.failed_per_hour = edge.failed_in_hour(now)
-    message.by_server = edge.by_server
     return message

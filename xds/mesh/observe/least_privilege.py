@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
@@ -54,7 +56,7 @@ class WorkloadPolicy:
     namespace: str
     """Namespace of the workload."""
     name: str
-    """Name of the workload."""
+    """Name of the policy: that of the workload, unless another policy has it."""
     selector: Mapping[str, str]
     """Labels that exactly the pods of the workload have."""
     rules: tuple[AllowRule, ...]
@@ -85,12 +87,12 @@ def least_privilege(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[st
     by_name: _Flows = {}
     for flow in flows:
         if flow.mode is not TrafficMode.REFUSED:
-            target = _without_pod(flow.target)
+            target = _without_pod(mesh, flow.target)
             by_name.setdefault(target[:2], {}).setdefault(target.port, []).append(flow)
     pods: dict[str, list[Pod]] = {}
     for pod in mesh.pods():
         pods.setdefault(pod.namespace, []).append(pod)
-    policies, omitted = [], []
+    policies, omitted = list[WorkloadPolicy](), list[tuple[str, str]]()
     for workload in workloads_of(mesh.pods()).values():
         if not workload.sidecars or (namespaces and workload.namespace not in namespaces):
             continue
@@ -103,9 +105,14 @@ def least_privilege(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[st
         elif selector is None:
             omitted.append((_name(workload), "other pods have all of its labels"))
         else:
+            taken = {policy.name for policy in mesh.in_namespace(workload.namespace).authorization_policies}
+            taken.update(policy.name for policy in policies if policy.namespace == workload.namespace)
             policies.append(
                 WorkloadPolicy(
-                    namespace=workload.namespace, name=workload.name, selector=selector, rules=_rules(ports)
+                    namespace=workload.namespace,
+                    name=_unique(workload.name, taken),
+                    selector=selector,
+                    rules=_rules(ports),
                 )
             )
     return LeastPrivilege(policies=tuple(policies), omitted=tuple(omitted))
@@ -115,10 +122,18 @@ def _name(workload: Workload) -> str:
     return f"{workload.name}.{workload.namespace}"
 
 
-def _without_pod(target: Target) -> Target:
-    """Return a target with its pod's name replaced by its workload's: pods may have been replaced since."""
+def _unique(workload: str, taken: Collection[str]) -> str:
+    """Return a name for a workload's policy. A label names the workload, so its name may be no valid one."""
+    name = re.sub("[^a-z0-9-]+", "-", workload.lower()).strip("-")
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(each for each in names if each not in taken)
+
+
+def _without_pod(mesh: Mesh, target: Target) -> Target:
+    """Return a target with the name of a pod that was replaced since as that of its workload."""
     pod = pod_of_target(target)
-    return target._replace(name=f"pod/{owner_name(pod)}") if pod else target
+    is_gone = bool(pod) and mesh.pod(target.namespace, pod) is None
+    return target._replace(name=f"pod/{owner_name(pod)}") if is_gone else target
 
 
 class _Allowed(NamedTuple):
@@ -136,13 +151,13 @@ def _allowed(mesh: Mesh, workload: Workload, by_name: _Flows) -> Mapping[int, _A
     for pod in workload.pods:
         if not pod.has_sidecar:
             continue
-        own = by_name.get((pod.namespace, f"pod/{owner_name(pod.name)}"), {})
+        own = [(pod.namespace, f"pod/{name}") for name in dict.fromkeys((pod.name, owner_name(pod.name)))]
         called = [
             *(
                 (each.target, by_name.get(each.service.key, {}).get(each.port.port, []))
                 for each in mesh.exposures(pod)
             ),
-            *own.items(),
+            *chain.from_iterable(by_name.get(name, {}).items() for name in own),
         ]
         for port, flows in called:
             for flow in flows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +12,16 @@ from typing import NamedTuple
 from google.protobuf.json_format import ParseDict, ParseError
 
 from xds.mesh.model.names import join_names
+from xds.mesh.model.objects import printable
 from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.replica_codec import MODE_OF
 from xds.mesh.v1 import traffic_pb2 as pb
 
+_NAME = "[a-z0-9](?:[-.a-z0-9]{0,251}[a-z0-9])?"
+_ACCOUNT = re.compile(f"{_NAME}/{_NAME}")
+_ADDRESS = re.compile("[0-9a-f.:]+|other addresses")
+_SERVICE = re.compile(f"(?:pod/)?{_NAME}")
 MAX_NAMES = 5
 """Maximum number of sidecars that a text names."""
 
@@ -70,8 +76,11 @@ def parse_record(text: str) -> pb.ListTrafficResponse:
             "is only a part of the traffic: run xds observe -o json without -n, --plaintext, --denied"
         )
     for edge in found.edges:
-        if edge.mode not in MODE_OF or not edge.service or not edge.client:
-            raise ValueError(f"has traffic without a client, a service or a known mode: {edge!s}".rstrip())
+        client = f"{edge.client_namespace}/{edge.client}" if edge.client_namespace else edge.client
+        is_named = _ACCOUNT.fullmatch(client) or _ADDRESS.fullmatch(client)
+        if edge.mode not in MODE_OF or not is_named or not _SERVICE.fullmatch(edge.service):
+            name = printable(f"{client} to {edge.service}.{edge.namespace}")
+            raise ValueError(f"has traffic with an invalid client, service or mode: {name}")
     return found
 
 

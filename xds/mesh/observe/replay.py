@@ -178,7 +178,11 @@ class _Replayer:
         ]
         if not explaining and flow.mode in UNENCRYPTED:
             explaining = called.outside(self._outside, request)
-        return _worst(explaining or pairs)
+        found = explaining or pairs
+        verdict, was_accepted = _worst(found), flow.mode is TrafficMode.PLAINTEXT and flow.by_server
+        if was_accepted and not verdict.effect and any(map(_is_refused, found)):
+            return _Verdict(unknown="it was accepted when it was recorded, and is refused without the change")
+        return verdict
 
     def _called(self, target: Target) -> _Port | _PodPort | str:
         """Return a target, or why its answers are not known."""
@@ -206,8 +210,16 @@ def _port(service: Service | None, number: int) -> ServicePort | None:
     return next((port for port in service.ports if port.port == number), None) if service else None
 
 
+def _is_refused(pair: _Pair) -> bool:
+    """Whether a server refuses a connection before and after. Denied requests were accepted connections."""
+    is_refused = pair.before.result is Result.FAILS and pair.before.reason is not Failure.ACCESS_DENIED
+    return is_refused and pair.after.result is Result.FAILS
+
+
 def _worst(pairs: Collection[_Pair]) -> _Verdict:
     """Return the worst verdict of the connections that a flow stands for."""
+    if not pairs:
+        return _Verdict(unknown="the client cannot have sent it")
     by_effect = {effect_of(pair.before, pair.after): pair for pair in pairs}
     for effect in _BREAKING:
         if effect in by_effect:
@@ -308,7 +320,8 @@ class _Addresses:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return None
-        blocks = frozenset(block for block in self._blocks if parsed in block)
+        actual = getattr(parsed, "ipv4_mapped", None) or parsed
+        blocks = frozenset(block for block in self._blocks if actual in block)
         return self._known.setdefault(blocks, Request(port=0, source_ip=address))
 
 

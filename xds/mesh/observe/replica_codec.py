@@ -28,7 +28,9 @@ _TEXT = re.compile(r"[\x20-\x7e]{0,550}")
 _MAX_PORT = 65535
 
 
-def edge_message(key: EdgeKey, first_seen: float, last_seen: float) -> traffic_pb2.TrafficEdge:
+def edge_message(
+    key: EdgeKey, first_seen: float, last_seen: float, *, by_server: bool = False
+) -> traffic_pb2.TrafficEdge:
     """Return an edge as a message without its counts. Times are Unix times, in seconds."""
     message = traffic_pb2.TrafficEdge(
         client_namespace=key.client.namespace,
@@ -38,6 +40,7 @@ def edge_message(key: EdgeKey, first_seen: float, last_seen: float) -> traffic_p
         port=key.target.port,
         mode=_MODES[key.mode],
         denial=traffic_pb2.Denial(**key.denial._asdict()) if key.denial else None,
+        by_server=by_server,
     )
     message.first_seen.FromMilliseconds(round(first_seen * 1000))
     message.last_seen.FromMilliseconds(round(last_seen * 1000))
