@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import product
@@ -135,6 +136,35 @@ CASES: dict[str, tuple[Iterable[Fact], Mapping[str, Any], list[tuple[str, str, s
         [allow(source(namespaces=["zoo"]), operation(ports=["8080"]))],
         {"deny": {"from": [{"namespaces": ["shop"]}], **TO}},
         [],
+    ),
+    "a namespace of 63 characters that a wildcard includes": (
+        [allow(source(namespaces=[f"{'a' * 62}*", "shop"]))],
+        SHOP_ONLY,
+        [(f"new {'a' * 63}/other", PORT, ALLOWED)],
+    ),
+    "one namespace with a start and an end that overlap": (
+        [
+            allow(source(notNamespaces=["*-customer-facing-services-eu-central-1"]), action="DENY"),
+            allow(source(notNamespaces=["team-payments-production-customer*"]), name="start", action="DENY"),
+        ],
+        {"deny": TO},
+        [
+            (
+                "new team-payments-production-customer-facing-services-eu-central-1/other",
+                PORT,
+                "no AuthorizationPolicy denies it",
+            )
+        ],
+    ),
+    "one namespace that is long enough, of which one account is allowed by name": (
+        [allow(source(namespaces=[f"{'a' * 63}*"], notPrincipals=[f"cluster.local/ns/{'a' * 63}/sa/known"]))],
+        {"deny": TO},
+        [(f"new {'a' * 63}/other", PORT, ALLOWED)],
+    ),
+    "an account whose name is invalid": (
+        [allow(source(principals=["*/A_B"])), replace(API, service_account="A_B")],
+        {"deny": TO},
+        [("shop/A_B", PORT, ALLOWED)],
     ),
     "nobody at all": ([allow()], {"deny": TO}, []),
     "plaintext reaches it, so anyone does": (
@@ -289,9 +319,15 @@ def identity_patterns(draw: st.DrawFn) -> tuple[Attribute, Pattern]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(identity_patterns(), max_size=6))
-def test_representatives_are_of_every_class(patterns: list[tuple[Attribute, Pattern]]) -> None:
-    """Whatever patterns tell apart, among thousands of identities, they tell apart among these."""
+@given(st.lists(identity_patterns(), max_size=6), st.sampled_from([4, 63]))
+def test_representatives_are_of_every_class(
+    patterns: list[tuple[Attribute, Pattern]], max_length: int
+) -> None:
+    """Whatever patterns tell apart, among thousands of identities, they tell apart among these.
+
+    With a small maximum length of names, most patterns leave no room for made-up names.
+    """
+    valid = re.compile(f"(?=.{{1,{max_length}}}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
     config = MeshConfig(trust_domain=DOMAINS[0], trust_domain_aliases=DOMAINS[1:])
 
     def classes(identities: Iterable[str]) -> set[tuple[bool, ...]]:
@@ -300,8 +336,13 @@ def test_representatives_are_of_every_class(patterns: list[tuple[Attribute, Patt
             tuple(any(one.matches(each) for one in several) for several in compiled) for each in identities
         }
 
-    found = list(representatives(config, patterns))
-    assert classes(f"spiffe://{each}" for each in UNIVERSE) <= classes(found)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("_LABEL", "_SUBDOMAIN"):
+            patch.setattr(f"xds.mesh.policy.identities.{limit}", valid)
+        found = list(representatives(config, patterns))
+    universe = [f"spiffe://{each}" for each in UNIVERSE]
+    existing = [each for each in universe if all(map(valid.fullmatch, account_of(each).split("/")))]
+    assert classes(existing) <= classes(found)
     assert len(found) == len(set(found))
 
 

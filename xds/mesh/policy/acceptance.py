@@ -8,6 +8,7 @@ server's own sidecar refuses counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from xds.mesh.model.authorization import Attribute, Rule
@@ -151,9 +152,12 @@ def clients_by_result(
     """
     index, results = IdentityIndex(mesh.config, patterns), dict[frozenset[IdentityPattern], T | None]()
     examples: dict[T | None, str] = {}
-    for identity in representatives(mesh.config, patterns):
-        found = results[index.matching(identity)] = result(identity)
-        examples.setdefault(found, identity)
+    # Existing identities are not only those of valid names, so they may be of more classes.
+    for identity in chain(representatives(mesh.config, patterns), known_identities(mesh)):
+        matching = index.matching(identity)
+        if matching not in results:
+            results[matching] = result(identity)
+            examples.setdefault(results[matching], identity)
     known: dict[T | None, list[str]] = {}
     for identity in known_identities(mesh) if {*examples} - {None} else ():
         known.setdefault(results[index.matching(identity)], []).append(identity)

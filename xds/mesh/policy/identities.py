@@ -57,9 +57,8 @@ def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> 
         else:
             _split(each, namespaces, accounts)
     yield from filter(_is_service_account, sorted(complete))
-    names = [name for name in _names(namespaces) if _LABEL.fullmatch(name)]
-    account_names = [name for name in _names(accounts) if _SUBDOMAIN.fullmatch(name)]
-    for domain, namespace, account in product(config.trust_domains, names, account_names):
+    names = config.trust_domains, _names(namespaces, _LABEL), _names(accounts, _SUBDOMAIN)
+    for domain, namespace, account in product(*names):
         if (identity := spiffe_id(domain, namespace, account)) not in complete:
             yield identity
 
@@ -95,27 +94,40 @@ def _split(each: SpiffePattern, namespaces: _Texts, accounts: _Texts) -> None:
             namespaces.ends.add(text.removesuffix("/sa/"))
 
 
-def _names(texts: _Texts) -> Iterator[str]:
-    """Yield names of each class that exact names, starts and ends can tell apart."""
+def _names(texts: _Texts, valid: re.Pattern[str]) -> list[str]:
+    """Return a valid name of each class that exact names, starts and ends can tell apart."""
     ends = product(sorted(texts.starts), sorted(texts.ends))
-    yield from dict.fromkeys((*(_between(*each, texts) for each in ends), *sorted(texts.exact)))
+    names = dict.fromkeys((*(_between(*each, texts, valid) for each in ends), *sorted(texts.exact)))
+    return [name for name in names if valid.fullmatch(name)]
 
 
-def _between(start: str, end: str, texts: _Texts) -> str:
-    """Return a name with this start and end, no longer ones of the texts, and that no pattern names.
+def _between(start: str, end: str, texts: _Texts, valid: re.Pattern[str]) -> str:
+    """Return a valid name with this start and end, and no longer ones of the texts; empty if there is none.
 
-    If every longer name has a longer start or end, only the start or the end itself is left.
+    Names of complete identities are a last resort: they may be the only ones that are short enough.
     """
-    letters = ascii_lowercase + digits
-    pairs = map("".join, product(letters, letters))
-    for middle in chain(("other", "new"), letters, pairs):
-        name = start + middle + end
-        if name not in texts.exact | texts.taken and not (
-            _has_longer(start, filter(name.startswith, texts.starts))
-            or _has_longer(end, filter(name.endswith, texts.ends))
+    taken = ""
+    for name in _candidates(start, end):
+        if (
+            name not in texts.exact
+            and valid.fullmatch(name)
+            and not _has_longer(start, filter(name.startswith, texts.starts))
+            and not _has_longer(end, filter(name.endswith, texts.ends))
         ):
-            return name
-    return start + end
+            if name not in texts.taken:
+                return name
+            taken = taken or name
+    return taken
+
+
+def _candidates(start: str, end: str) -> Iterator[str]:
+    """Yield names with this start and end: with something between them, nothing, or an overlap."""
+    characters = ascii_lowercase + digits + "-."
+    pairs = map("".join, product(characters, characters))
+    yield from (start + middle + end for middle in chain(("other", "new"), characters, pairs))
+    for size in range(min(len(start), len(end)) + 1):
+        if start.endswith(end[:size]):
+            yield start + end[size:]
 
 
 def _has_longer(text: str, others: Iterable[str]) -> bool:
