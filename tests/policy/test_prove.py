@@ -166,6 +166,11 @@ CASES: dict[str, tuple[Iterable[Fact], Mapping[str, Any], list[tuple[str, str, s
         {"deny": TO},
         [("shop/A_B", PORT, ALLOWED)],
     ),
+    "an account of a foreign trust domain": (
+        [allow(source(principals=["example.org/ns/shop/sa/api"]))],
+        {"deny": TO},
+        [],
+    ),
     "nobody at all": ([allow()], {"deny": TO}, []),
     "plaintext reaches it, so anyone does": (
         [peer("prod", "PERMISSIVE")],

@@ -56,7 +56,7 @@ def representatives(config: MeshConfig, patterns: Iterable[IdentityPattern]) -> 
             accounts.taken.add(account)
         else:
             _split(each, namespaces, accounts)
-    yield from filter(_is_service_account, sorted(complete))
+    yield from (each for each in sorted(complete) if _is_service_account(config, each))
     names = config.trust_domains, _names(namespaces, _LABEL), _names(accounts, _SUBDOMAIN)
     for domain, namespace, account in product(*names):
         if (identity := spiffe_id(domain, namespace, account)) not in complete:
@@ -69,9 +69,11 @@ def account_of(identity: str) -> str:
     return f"{namespace}/{account}"
 
 
-def _is_service_account(identity: str) -> bool:
+def _is_service_account(config: MeshConfig, identity: str) -> bool:
+    """Whether an identity can be one of the mesh. Sidecars accept no other trust domains."""
     namespace, _, account = account_of(identity).partition("/")
-    return bool(_LABEL.fullmatch(namespace) and _SUBDOMAIN.fullmatch(account))
+    is_of_mesh = identity in (spiffe_id(domain, namespace, account) for domain in config.trust_domains)
+    return is_of_mesh and bool(_LABEL.fullmatch(namespace) and _SUBDOMAIN.fullmatch(account))
 
 
 def _split(each: SpiffePattern, namespaces: _Texts, accounts: _Texts) -> None:
