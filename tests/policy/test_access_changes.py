@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,23 +21,31 @@ from tests.policy.naive_access import (
     naive_access,
     without_requests,
 )
-from tests.policy.world import mesh, peer, pod, service
+from tests.policy.world import mesh, peer, pod, service, slices
 from tests.support.authorization import authorization_policy, operation, random_policies, source
 from xds.mesh.model.objects import Fact
 from xds.mesh.policy.access_changes import AccessEffect, access_changes
 
 GAINED, MAY_BE_GAINED, LOST = AccessEffect
-DB, API, NAKED = pod("db", "prod"), pod("api", "shop"), pod("naked", "zoo", sidecar=False)
+DB, API, NAKED = pod("db", "prod", color="db"), pod("api", "shop"), pod("naked", "zoo", sidecar=False)
 WORLD = (DB, API, NAKED, service("db", "prod"), peer("prod", "STRICT"))
+BLUE, GREEN = (pod(color, "prod", app="db", color=color) for color in ("blue", "green"))
+REPLICAS = [pod(f"web-6d9f8b6c5-{name}", "prod", app="db", color="green") for name in ("bcdfg", "hjklm")]
+EXTERNAL = service("external", "prod")
 BOTH = "db.prod:80, db.prod:90"
 DISABLED = "before: mode DISABLE (PeerAuthentication prod/default); no AuthorizationPolicy applies"
 PERMISSIVE = "mode PERMISSIVE (PeerAuthentication prod/default)"
 BY_RULES = "allowed by AuthorizationPolicy prod/rules"
 
 
-def allow(*rules: object) -> Fact:
-    (found,) = facts([authorization_policy("prod", *rules)])
+def allow(*rules: Any, **more: Any) -> Fact:
+    (found,) = facts([authorization_policy("prod", *rules, **more)])
     return found
+
+
+def closed(color: str) -> Fact:
+    """A policy that denies everything to the pods of a color."""
+    return allow(name=color, selector={"color": color})
 
 
 SHOP = allow(source(namespaces=["shop"]))
@@ -107,6 +116,45 @@ CASES: dict[str, tuple[Iterable[Fact], Iterable[Fact], list[tuple[str, str, str,
         [SHOP],
         [SHOP, service("other", "prod", app="db")],
         [(GAINED, "shop/api", "other.prod:80, other.prod:90", BY_RULES)],
+    ),
+    "removed service": (
+        [SHOP, service("other", "prod", app="db")],
+        [SHOP],
+        [(LOST, "shop/api", "other.prod:80, other.prod:90", f"before: {BY_RULES}")],
+    ),
+    "endpoint that opens beside an open one": (
+        [BLUE, closed("blue")],
+        [BLUE],
+        [(GAINED, "any service account", BOTH, "no AuthorizationPolicy applies")],
+    ),
+    "endpoint that opens while another one closes": (
+        [BLUE, GREEN, closed("blue")],
+        [BLUE, GREEN, closed("green")],
+        [
+            (GAINED, "any service account", BOTH, "no AuthorizationPolicy applies"),
+            (LOST, "any service account", BOTH, "before: no AuthorizationPolicy applies"),
+        ],
+    ),
+    "new endpoint, which is open beside a closed one": (
+        [closed("db")],
+        [closed("db"), BLUE],
+        [(GAINED, "any service account", BOTH, "no AuthorizationPolicy applies")],
+    ),
+    "new pod of a workload that is closed beside an open one": (
+        [REPLICAS[0], closed("green")],
+        [REPLICAS[1], closed("green")],
+        [],
+    ),
+    "removed endpoint, which was closed": ([BLUE, closed("blue")], [], []),
+    "removed endpoint, which was open beside a closed one": (
+        [closed("db"), BLUE],
+        [closed("db")],
+        [(LOST, "any service account", BOTH, "before: no AuthorizationPolicy applies")],
+    ),
+    "addresses without a pod": (
+        [EXTERNAL, slices(EXTERNAL, "192.0.2.1")],
+        [EXTERNAL, slices(EXTERNAL, "192.0.2.2")],
+        [],
     ),
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from itertools import chain, product
 from typing import NamedTuple, TypeAlias
 
-from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.workload import WorkloadKey, owner_name
 from xds.mesh.policy.acceptance import (
     ClientClass,
     Enforcement,
@@ -63,7 +65,12 @@ class _Accepted(NamedTuple):
 
 
 _Endpoints: TypeAlias = tuple[Enforcement, ...]
-"""What the sidecars of a service port's endpoints enforce."""
+"""What the sidecars of several endpoints enforce. Clients can choose the one that allows most."""
+_ServicePort: TypeAlias = dict[tuple[WorkloadKey, ...], _Endpoints]
+"""Endpoints of a service port, by names that they could have in the other mesh, most specific first."""
+_Pair: TypeAlias = tuple[tuple[_Endpoints, ...], tuple[_Endpoints, ...]]
+"""Endpoints before and after: each of the first are compared with each of the second."""
+_ANY: WorkloadKey = ("", "")
 _RANKS = (Access.DENIED, Access.DEPENDS, Access.ALLOWED)
 _REFUSED = _Accepted(Access.DENIED, frozenset(), "")
 
@@ -71,52 +78,88 @@ _REFUSED = _Accepted(Access.DENIED, frozenset(), "")
 def access_changes(before: Mesh, after: Mesh) -> list[AccessChange]:
     """Return the access to service ports that clients gain and lose, worst effect first.
 
-    All clients that could exist are compared. A service port that exists only in one of the meshes refuses
-    all clients in the other one.
+    All clients that could exist are compared. Each endpoint of a service port is compared with the same pod
+    before, because it can open beside one that is open. If there is none, it is compared with the same
+    workload or with all endpoints. If an endpoint is removed, the whole port is compared as well. A service
+    port that exists only in one of the meshes refuses all clients in the other one.
     """
     old, new = _service_ports(before), _service_ports(after)
-    by_enforcement: dict[tuple[_Endpoints, _Endpoints], list[str]] = {}
+    by_pair: dict[_Pair, dict[str, None]] = {}
     for label in dict.fromkeys((*old, *new)):
-        key = old.get(label, ()), new.get(label, ())
-        by_enforcement.setdefault(key, []).append(label)
-    found: dict[AccessChange, list[str]] = {}
-    for key, labels in by_enforcement.items():
-        for change in _changes(before, after, *key):
-            found.setdefault(change, []).extend(labels)
+        for pair in _pairs(old.get(label, {}), new.get(label, {})):
+            by_pair.setdefault(pair, {})[label] = None
+    found: dict[AccessChange, dict[str, None]] = {}
+    for pair, labels in by_pair.items():
+        for change in _changes(before, after, pair):
+            found.setdefault(change, {}).update(labels)
     changes = [change._replace(servers=tuple(labels)) for change, labels in found.items()]
-    return sorted(changes, key=lambda change: [*AccessEffect].index(change.effect))
+    return sorted(changes, key=_rank)
 
 
-def _service_ports(mesh: Mesh) -> dict[str, _Endpoints]:
-    return {
-        format_target(*target): tuple(
-            dict.fromkeys(enforcement(mesh, endpoint) for endpoint in service_endpoints(mesh, *target))
-        )
-        for target in all_targets(mesh)
-    }
+def _service_ports(mesh: Mesh) -> dict[str, _ServicePort]:
+    found: dict[str, _ServicePort] = {}
+    for target in all_targets(mesh):
+        port = found.setdefault(format_target(*target), {})
+        for endpoint in service_endpoints(mesh, *target):
+            names = _names(endpoint)
+            port[names] = (*port.get(names, ()), enforcement(mesh, endpoint))
+    return found
 
 
-def _changes(before: Mesh, after: Mesh, old: _Endpoints, new: _Endpoints) -> Iterator[AccessChange]:
-    if old == new and before.config == after.config:
+def _names(endpoint: Endpoint) -> tuple[WorkloadKey, ...]:
+    if (pod := endpoint.pod) is None:
+        return ("", endpoint.address), _ANY
+    return (pod.namespace, pod.name), (pod.namespace, owner_name(pod.name)), _ANY
+
+
+def _pairs(old: _ServicePort, new: _ServicePort) -> Iterator[_Pair]:
+    by_name: dict[WorkloadKey, dict[_Endpoints, None]] = {}
+    for names, endpoints in old.items():
+        for name in names:
+            by_name.setdefault(name, {}).update(dict.fromkeys(zip(endpoints)))
+    for names, endpoints in new.items():
+        compared = next((by_name[name] for name in names if name in by_name), [()])
+        yield tuple(compared), tuple(dict.fromkeys(zip(endpoints)))
+    if not old.keys() <= new.keys():
+        yield (_all(old),), (_all(new),)
+
+
+def _all(port: _ServicePort) -> _Endpoints:
+    return tuple(dict.fromkeys(chain.from_iterable(port.values())))
+
+
+def _changes(before: Mesh, after: Mesh, pair: _Pair) -> Iterator[AccessChange]:
+    if pair[0] == pair[1] and before.config == after.config:
         return
-    sends_plaintext = _accepted(after, new, [""])
-    plaintext = _compare(_accepted(before, old, [""]), sends_plaintext)
-    if plaintext:
+    compared = [
+        (old, new, _accepted(before, old, [""]), _accepted(after, new, [""])) for old, new in product(*pair)
+    ]
+    if plaintext := _worst(_compare(old, new) for *_, old, new in compared):
         yield AccessChange(plaintext[0], ClientClass(""), plaintext[1])
-    gains_plaintext = plaintext is not None and plaintext[0] is AccessEffect.GAINED
 
     def result(identity: str) -> tuple[AccessEffect, str] | None:
-        # A client with an identity can send plaintext as well, so it gains what plaintext gains.
-        sent = (identity, "")
-        current = _accepted(after, new, sent)
-        change = _compare(_accepted(before, old, sent), current)
-        is_reported = gains_plaintext and current.access is sends_plaintext.access
-        return None if is_reported and change and change[0] is AccessEffect.GAINED else change
+        return _worst(changes(identity))
 
-    rules = (enforced.rules for enforced in (*old, *new) if enforced.rules)
+    def changes(identity: str) -> Iterator[tuple[AccessEffect, str] | None]:
+        # A client with an identity can send plaintext as well, so it gains what plaintext gains.
+        for old, new, *plaintext in compared:
+            current = _accepted(after, new, (identity, ""))
+            change = _compare(_accepted(before, old, (identity, "")), current)
+            if not (change and change[0] is AccessEffect.GAINED and current.access is plaintext[1].access):
+                yield change
+
+    rules = (enforced.rules for enforced in chain(*pair[0], *pair[1]) if enforced.rules)
     patterns = {pattern for each in rules for pattern in patterns_of(each)}
     for (effect, why), clients in clients_by_result(after, patterns, result):
         yield AccessChange(effect, clients, why)
+
+
+def _worst(changes: Iterable[tuple[AccessEffect, str] | None]) -> tuple[AccessEffect, str] | None:
+    return min(filter(None, changes), key=_rank, default=None)
+
+
+def _rank(change: AccessChange | tuple[AccessEffect, str]) -> int:
+    return [*AccessEffect].index(change[0])
 
 
 def _accepted(mesh: Mesh, endpoints: Iterable[Enforcement], sent: Iterable[str]) -> _Accepted:
