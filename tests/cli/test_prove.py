@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import MANIFESTS, STRICT, write_folder, xds
+from tests.cli.commands import MANIFESTS, SERVICE, STRICT, write_folder, xds
 
 ONLY = """
 assertions:
@@ -199,4 +199,8 @@ def test_incomplete_comparison_is_status_1(folder: Path) -> None:
     assert result.stdout.startswith(
         "no access changes among the objects that were considered\nNot considered: "
     )
-    assert xds("diff", folder, folder, "--ignore-kind", "Rollout").exit_code == 0
+    ignored = xds("diff", folder, folder, "--ignore-kind", "Rollout", "-o", "json")
+    assert (ignored.exit_code, json.loads(ignored.stdout)["notConsidered"]) == (0, [])
+    (folder / "empty.yaml").write_text(SERVICE.replace("name: web", "name: empty").replace("web}", "empty}"))
+    empty = xds("diff", folder, folder, "--ignore-kind", "Rollout", "-o", "json")
+    assert (empty.exit_code, json.loads(empty.stdout)["notConsidered"]) == (1, ["pods of empty.shop:80"])

@@ -21,10 +21,10 @@ from tests.policy.naive_access import (
     naive_access,
     without_requests,
 )
-from tests.policy.world import mesh, peer, pod, service, slices
+from tests.policy.world import HTTP, mesh, peer, pod, service, slices
 from tests.support.authorization import authorization_policy, operation, random_policies, source
-from xds.mesh.model.objects import Fact
-from xds.mesh.policy.access_changes import AccessEffect, access_changes
+from xds.mesh.model.objects import EndpointAddress, Fact, Ref
+from xds.mesh.policy.access_changes import AccessEffect, access_changes, unknown_servers
 
 GAINED, MAY_BE_GAINED, LOST = AccessEffect
 DB, API, NAKED = pod("db", "prod", color="db"), pod("api", "shop"), pod("naked", "zoo", sidecar=False)
@@ -172,6 +172,18 @@ def test_changes(case: str) -> None:
         for each in access_changes(*worlds)
     ]
     assert found == expected
+
+
+def test_service_ports_without_known_pods_are_left_out() -> None:
+    listed = EndpointAddress(address="192.0.2.1", pod=Ref("Pod", "prod", "gone"))
+    outside = replace(service("outside", "prod"), selector={}, entry_host="example.org")
+    world = mesh(*WORLD, service("empty", "prod", HTTP), EXTERNAL, slices(EXTERNAL, listed), outside)
+    assert [*unknown_servers(world)] == [
+        "pods of empty.prod:80",
+        "pods of external.prod:80",
+        "Pod prod/gone, which EndpointSlice prod/external-1 lists",
+        "pods of external.prod:90",
+    ]
 
 
 MODES = st.sampled_from(["STRICT", "PERMISSIVE", "DISABLE"])

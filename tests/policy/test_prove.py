@@ -247,7 +247,7 @@ def test_number_of_counterexamples_is_limited(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_not_known_does_not_hold() -> None:
     world = mesh(service("db", "prod"), peer("prod", "STRICT"), API, allow())
-    assert proven(world, {"deny": TO})[1::2] == (UNKNOWN, ("pods of db.prod:90", "servers: no pod is known"))
+    assert proven(world, {"deny": TO})[1::2] == (UNKNOWN, ("pods of db.prod:90",))
     assert prove(mesh(*WORLD, allow()), assertion({"deny": TO}), is_complete=False)[1:] == (
         UNKNOWN,
         (),
@@ -255,6 +255,22 @@ def test_what_is_not_known_does_not_hold() -> None:
     )
     # A counterexample is one, whatever else there is.
     assert prove(mesh(*WORLD), assertion({"deny": TO}), is_complete=False).verdict is FAILS
+
+
+@pytest.mark.parametrize(
+    ("item", "unknown"),
+    [
+        ({"namespaces": ["empty"]}, "pods of namespaces empty"),
+        ({"notNamespaces": ["prod", "shop", "zoo"]}, "pods of namespaces not prod, not shop, not zoo"),
+        ({"services": ["none.empty:80"]}, "pods of none.empty:80"),
+    ],
+)
+def test_item_without_pods_does_not_hold(item: Mapping[str, Any], unknown: str) -> None:
+    world = mesh(*WORLD, service("none", "empty"))
+    proof = proven(world, {"strict": {"to": [{"namespaces": ["prod"]}, item]}})
+    assert proof[1:] == (UNKNOWN, (), (unknown,))
+    nothing = proven(mesh(service("none", "empty")), {"strict": {}})
+    assert nothing[1:] == (UNKNOWN, (), ("pods of the mesh",))
 
 
 @pytest.mark.parametrize(

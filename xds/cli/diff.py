@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -28,7 +29,7 @@ from xds.cli.prove import MAX_SERVERS
 from xds.cli.tables import Table
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
-from xds.mesh.policy.access_changes import AccessChange, AccessEffect, access_changes
+from xds.mesh.policy.access_changes import AccessChange, AccessEffect, access_changes, unknown_servers
 
 EXAMPLES = """
 xds diff mesh/ proposal/
@@ -58,7 +59,8 @@ def diff(
 
     All clients that could exist are compared, as for xds prove: service accounts, also new ones, and
     plaintext, which any client can send. A new service port gives access to all clients that it accepts. Both
-    states must contain the whole mesh. xds plan prints which connections of the known clients break.
+    states must contain the whole mesh: a service port without pods is not considered. xds plan prints which
+    connections of the known clients break.
 
     Exit status: 0 no client gains access, 1 a client gains or may gain access, or not everything was
     considered, 2 manifests cannot be read, or wrong usage.
@@ -74,7 +76,8 @@ def diff(
 
     (old, old_read), (new, new_read) = read(before), read(after)
     changes = access_changes(old, new)
-    not_considered = tuple(dict.fromkeys((*old_read.not_considered, *new_read.not_considered)))
+    unknown = chain(unknown_servers(old), unknown_servers(new))
+    not_considered = tuple(dict.fromkeys((*old_read.not_considered, *new_read.not_considered, *unknown)))
     if output is Format.TABLE:
         _print_table(changes, is_complete=not not_considered)
         print_not_considered(not_considered, err=False)

@@ -25,7 +25,7 @@ from xds.mesh.policy.access import (
 )
 from xds.mesh.policy.authorization import Access, conditions_of
 from xds.mesh.policy.describe import OTHER_PORTS
-from xds.mesh.policy.hop_text import MAX_NAMES
+from xds.mesh.policy.hop_text import MAX_NAMES, format_target
 from xds.mesh.policy.identities import account_of, representatives
 from xds.mesh.policy.mtls import ModeDecision, enforced_mode, ports_with_own_mode
 from xds.mesh.policy.reach import Result, is_closed
@@ -84,6 +84,14 @@ def service_endpoints(mesh: Mesh, service: Service, port: ServicePort) -> list[E
         if target is not None and not pod.ended:
             found.setdefault((pod.ref, target), Endpoint(address=pod.address, port=target, pod=pod))
     return [*found.values()]
+
+
+def unknown_pods(mesh: Mesh, service: Service, port: ServicePort) -> Iterator[str]:
+    """Yield what is not known of the endpoints of a service port: noun phrases."""
+    if not service_endpoints(mesh, service, port):
+        yield f"pods of {format_target(service, port)}"
+    for listed in mesh.unknown_endpoints(service, port):
+        yield f"{listed.entry.pod}, which {listed.source} lists"
 
 
 def pod_endpoints(mesh: Mesh, pod: Pod) -> Iterator[Endpoint]:

@@ -16,6 +16,7 @@ from xds.mesh.policy.acceptance import (
     clients_by_result,
     enforcement,
     service_endpoints,
+    unknown_pods,
     why_accepted,
 )
 from xds.mesh.policy.access import Permission, patterns_of
@@ -94,6 +95,16 @@ def access_changes(before: Mesh, after: Mesh) -> list[AccessChange]:
             found.setdefault(change, {}).update(labels)
     changes = [change._replace(servers=tuple(labels)) for change, labels in found.items()]
     return sorted(changes, key=_rank)
+
+
+def unknown_servers(mesh: Mesh) -> Iterator[str]:
+    """Yield what is not known of the endpoints of service ports, which are left out: noun phrases.
+
+    Hosts outside the mesh are not among them, because no sidecar is in front of them.
+    """
+    for service, port in all_targets(mesh):
+        if service.selector or not service.entry_host:
+            yield from unknown_pods(mesh, service, port)
 
 
 def _service_ports(mesh: Mesh) -> dict[str, _ServicePort]:

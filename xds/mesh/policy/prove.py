@@ -20,6 +20,7 @@ from xds.mesh.policy.acceptance import (
     known_identities,
     pod_endpoints,
     service_endpoints,
+    unknown_pods,
     why_accepted,
 )
 from xds.mesh.policy.access import Permission, identity_patterns, patterns_of
@@ -89,8 +90,6 @@ def prove(mesh: Mesh, assertion: Assertion, *, is_complete: bool = True) -> Proo
         for counterexample in _counterexamples(mesh, assertion, enforced):
             found.setdefault(counterexample, {}).update(labels)
     counterexamples = tuple(each._replace(servers=tuple(labels)) for each, labels in found.items())
-    if not by_enforcement:
-        unknown["servers: no pod is known"] = None
     verdict = Verdict.HOLDS if is_complete and not unknown else Verdict.UNKNOWN
     if counterexamples:
         verdict = Verdict.FAILS
@@ -144,19 +143,24 @@ def _servers(mesh: Mesh, item: Servers, unknown: dict[str, None]) -> Iterator[tu
         for port in ports:
             endpoints = service_endpoints(mesh, service, port)
             yield from ((format_target(service, port), endpoint) for endpoint in endpoints)
-            if not endpoints:
-                unknown[f"pods of {format_target(service, port)}"] = None
-            for listed in mesh.unknown_endpoints(service, port):
-                unknown[f"{listed.entry.pod}, which {listed.source} lists"] = None
+            unknown.update(dict.fromkeys(unknown_pods(mesh, service, port)))
     if item.services:
         return
     known = _namespaces(mesh)
     for pattern in item.namespaces:
         if not any(is_like(name, pattern) for name in known):
             raise UnknownNameError(unknown_name("namespace", str(pattern), known, "to"))
-    for pod in _pods(mesh, item):
+    pods = [*_pods(mesh, item)]
+    if not pods:
+        unknown[f"pods of {_namespaces_text(item)}"] = None
+    for pod in pods:
         for endpoint in pod_endpoints(mesh, pod):
             yield _pod_port(pod, endpoint.port), endpoint
+
+
+def _namespaces_text(item: Servers) -> str:
+    texts = (*map(str, item.namespaces), *(f"not {pattern}" for pattern in item.excluded))
+    return f"namespaces {', '.join(texts)}" if texts else "the mesh"
 
 
 def _pods(mesh: Mesh, item: Servers) -> Iterator[Pod]:
