@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.commands import MANIFESTS, SERVICE, STRICT, write_folder, xds
+from tests.sources.fake_apiserver import FakeApiServer
 
+PLURALS = {
+    "AuthorizationPolicy": "authorizationpolicies",
+    "PeerAuthentication": "peerauthentications",
+    "Pod": "pods",
+    "Service": "services",
+}
 ONLY = """
 assertions:
 - name: only the client calls web
@@ -103,6 +112,21 @@ def test_unknown_kinds_leave_it_not_known(folder: Path, assertions: Path) -> Non
     assert "Not considered: 1 Rollout" in result.stdout
     ignored = xds("prove", "-f", assertions, "--manifests", folder, "--ignore-kind", "Rollout")
     assert ignored.exit_code == 0
+
+
+async def test_invalid_objects_of_a_cluster_leave_it_not_known(assertions: Path, tmp_path: Path) -> None:
+    """Its control plane may enforce an earlier version, which allows more."""
+    async with FakeApiServer(tmp_path) as server:
+        server.serve_istio()
+        server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
+        for obj in yaml.safe_load_all(f"{MANIFESTS}---{STRICT}---{POLICY.replace('from:', 'form:')}"):
+            group = obj["apiVersion"].rpartition("/")[0]
+            await server.put(PLURALS[obj["kind"]], obj, group)
+        source = ("--kubernetes", "--kubeconfig", server.kubeconfig())
+        result = await asyncio.to_thread(xds, "prove", "-f", assertions, *source)
+    assert result.exit_code == 1
+    assert "only the client calls web not known - - - see Not considered" in lines(result.stdout)
+    assert "Not considered: invalid objects (1): AuthorizationPolicy shop/web" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Problem, Ref
 from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
-from xds.mesh.sources.proposal import read_objects
+from xds.mesh.sources.proposal import invalid_objects, read_objects
 from xds.mesh.sources.scan import manifest_files
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -182,7 +182,8 @@ async def _read_cluster(cluster: ClusterReference, assignments: Sequence[str]) -
     if report.complete and cluster.mesh_config_map and not source.has_config_map:
         fail(f"--mesh-config-map: {source.config_map} does not exist")
     mesh = Mesh(report.change.applied, report.change.config) if report.complete else None
-    return ReadMesh(mesh, report.problems)
+    # The control plane may use an earlier version of an invalid object, which is not known here.
+    return ReadMesh(mesh, report.problems, (*invalid_objects(source.rejected),))
 
 
 def load_folder(folder: Folder) -> ReadMesh:

@@ -122,6 +122,16 @@ class Kubernetes:
         self._outage: Problem | None = None
 
     @property
+    def rejected(self) -> list[str]:
+        """Names of the objects that are invalid as they were last read."""
+        return [
+            str(Ref(reflector.resource.kind, *key))
+            for reflector in self._kinds
+            for key, state in reflector.objects.items()
+            if state.rejected
+        ]
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """Current problems."""
         object_problems = [problem for problems in self._object_problems.values() for problem in problems]

@@ -54,7 +54,9 @@ def read_objects(folder: Folder, namespaces: Iterable[Namespace] = (), before: M
     problems = (*folder.skipped, *report.problems, *pod_problems)
     rejected = dict.fromkeys((*folder.rejected, *(str(parsed.ref) for parsed in pods if parsed.refused)))
     return Objects(
-        Change(applied=facts, config=report.change.config), problems, (*_unknown(folder), *_invalid(rejected))
+        Change(applied=facts, config=report.change.config),
+        problems,
+        (*_unknown(folder), *invalid_objects(rejected)),
     )
 
 
@@ -66,7 +68,8 @@ def _unknown(folder: Folder) -> Iterator[str]:
         )
 
 
-def _invalid(names: Collection[str]) -> Iterator[str]:
+def invalid_objects(names: Collection[str]) -> Iterator[str]:
+    """Yield a noun phrase for invalid objects, if there are any: they could change an answer."""
     if names:
         yield f"invalid objects ({len(names)}): {join_names(names, _MAX_NAMES)}"
 
@@ -107,7 +110,7 @@ def read_change(
             *(problem for parsed in pods for problem in parsed.problems),
             *_not_compared(before, refs),
         ),
-        (*not_considered, *_invalid(rejected), *_not_injected(before, relabelled)),
+        (*not_considered, *invalid_objects(rejected), *_not_injected(before, relabelled)),
     )
 
 
