@@ -31,6 +31,8 @@ DB, API, NAKED = pod("db", "prod", color="db"), pod("api", "shop"), pod("naked",
 WORLD = (DB, API, NAKED, service("db", "prod"), peer("prod", "STRICT"))
 BLUE, GREEN = (pod(color, "prod", app="db", color=color) for color in ("blue", "green"))
 REPLICAS = [pod(f"web-6d9f8b6c5-{name}", "prod", app="db", color="green") for name in ("bcdfg", "hjklm")]
+BY_POLICY = "(AuthorizationPolicy prod/rules)"
+GETS = operation(methods=["GET"], ports=["8080"])
 EXTERNAL = service("external", "prod")
 BOTH = "db.prod:80, db.prod:90"
 DISABLED = "before: mode DISABLE (PeerAuthentication prod/default); no AuthorizationPolicy applies"
@@ -108,8 +110,38 @@ CASES: dict[str, tuple[Iterable[Fact], Iterable[Fact], list[tuple[str, str, str,
                 MAY_BE_GAINED,
                 "any service account",
                 "db.prod:80",
-                "if PUT (AuthorizationPolicy prod/rules); before: if GET (AuthorizationPolicy prod/rules)",
+                f"if PUT {BY_POLICY}; before: if GET {BY_POLICY}",
             )
+        ],
+    ),
+    "the same requests by another name": (
+        [allow(GETS)],
+        [allow(GETS, name="renamed")],
+        [],
+    ),
+    "the same requests by another number": (
+        [allow(GETS)],
+        [allow({**source(namespaces=["none"]), **operation(methods=["PUT"])}, GETS)],
+        [
+            (
+                MAY_BE_GAINED,
+                "none/other (does not exist yet)",
+                "db.prod:80",
+                f"if PUT {BY_POLICY}; if GET {BY_POLICY}; before: if GET {BY_POLICY}",
+            )
+        ],
+    ),
+    "all other requests": (
+        [allow(GETS)],
+        [allow(GETS, action="DENY")],
+        [
+            (GAINED, "any service account", "db.prod:90", "no AuthorizationPolicy denies it"),
+            (
+                MAY_BE_GAINED,
+                "any service account",
+                "db.prod:80",
+                f"unless GET {BY_POLICY}; before: if GET {BY_POLICY}",
+            ),
         ],
     ),
     "new service": (

@@ -57,7 +57,10 @@ class Permission(NamedTuple):
     conditions: tuple[str, ...] = ()
     """If it depends: on what, in words, such as `if GET /info* (AuthorizationPolicy full/info)`."""
     basis: int = 0
-    """If it depends: a hash of the rules on which it depends. The words do not contain all values."""
+    """If it depends: a hash of the rules on which it depends, whatever their names are.
+
+    The words do not contain all values.
+    """
 
 
 def port_rules(mesh: Mesh, pod: Pod, number: int) -> PortRules | None:
@@ -110,13 +113,14 @@ def permission(
     if len(accesses) == 1 and Access.DEPENDS not in accesses:
         found, verdict = verdicts[0]
         return Permission(verdict.access, _deciding(found, verdict))
-    words = dict.fromkeys(
-        text
+    terms = [
+        term
         for protocol, (found, verdict) in zip(("HTTP", "TCP"), verdicts, strict=False)
-        for text in _words(config, found, asked, verdict, f" for {protocol}" if len(verdicts) > 1 else "")
-    )
+        for term in _terms(config, found, asked, verdict, f" for {protocol}" if len(verdicts) > 1 else "")
+    ]
     policies = dict.fromkeys(ref for found, verdict in verdicts for ref in _deciding(found, verdict))
-    basis = hash(tuple(verdict.rules for _, verdict in verdicts))
+    words = dict.fromkeys(f"{text} ({refs})" for text, refs, _ in terms)
+    basis = hash(frozenset((text, rule) for text, _, rule in terms))
     return Permission(Access.DEPENDS, tuple(policies), tuple(words), basis)
 
 
@@ -129,15 +133,17 @@ def _deciding(rules: Rules, verdict: Verdict) -> tuple[Ref, ...]:
     return tuple(ref for ref in rules.policies if ref not in denying)
 
 
-def _words(
+def _terms(
     config: MeshConfig, rules: Rules, request: Request, verdict: Verdict, protocol: str
-) -> Iterator[str]:
+) -> Iterator[tuple[str, str, Rule | None]]:
+    """Yield on what access depends, in words, the policies that say it, and the rule."""
     if verdict.access is Access.DENIED:
-        yield f"not{protocol} ({', '.join(map(str, _deciding(rules, verdict)))})"
+        yield f"not{protocol}", ", ".join(map(str, _deciding(rules, verdict))), None
     else:  # A protocol of which all is allowed would leave the other one nothing to depend on.
         for rule in verdict.rules:
             verb = "unless" if rule in rules.deny else "if"
-            yield f"{verb} {describe(config, rule.rule, request)}{protocol} ({rule.policy})"
+            text = f"{verb} {describe(config, rule.rule, request)}{protocol}"
+            yield text, str(rule.policy), rule.rule
 
 
 def identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:

@@ -59,8 +59,8 @@ class _Accepted(NamedTuple):
 
     access: Access
     """Whether they are allowed: DEPENDS for only some requests."""
-    conditions: frozenset[tuple[tuple[str, ...], int]]
-    """On what that depends."""
+    conditions: frozenset[int]
+    """Hashes of the rules on which that depends (`Permission.basis`)."""
     why: str
     """Why they are accepted."""
 
@@ -185,7 +185,7 @@ def _accepted(mesh: Mesh, endpoints: Iterable[Enforcement], sent: Iterable[str])
         return _REFUSED
     best = max(found, key=lambda each: _RANKS.index(each[2].access))
     access = best[2].access
-    conditions = frozenset((allowed.conditions, allowed.basis) for *_, allowed in found)
+    conditions = frozenset(allowed.basis for *_, allowed in found)
     why, _ = why_accepted(*best)
     return _Accepted(access, conditions if access is Access.DEPENDS else frozenset(), why)
 
