@@ -104,6 +104,29 @@ def test_json(folder: Path, assertions: Path) -> None:
     ]
 
 
+def test_yaml_is_the_same_as_json(folder: Path, assertions: Path) -> None:
+    (folder.parent / "strict").mkdir()
+    (folder.parent / "strict" / "all.yaml").write_text(f"{MANIFESTS}---{STRICT}")
+    for words in (
+        ("prove", "-f", assertions, "--manifests", folder),
+        ("diff", folder.parent / "strict", folder),
+    ):
+        texts = [xds(*words, "-o", output).stdout for output in ("yaml", "json")]
+        assert yaml.safe_load(texts[0]) == json.loads(texts[1])
+
+
+def test_truncated_counterexamples_are_told(
+    folder: Path, assertions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xds.mesh.policy.prove.MAX_COUNTEREXAMPLES", 1)
+    assertions.write_text("assertions: [{name: everything, encrypted: {}}]")
+    words = ("prove", "-f", assertions, "--manifests", folder)
+    assert "everything fails - - - not all servers were examined after 100 counterexamples" in lines(
+        xds(*words).stdout
+    )
+    assert json.loads(xds(*words, "-o", "json").stdout)["assertions"][0]["truncated"] is True
+
+
 def test_unknown_kinds_leave_it_not_known(folder: Path, assertions: Path) -> None:
     (folder / "policy.yaml").write_text(f"{POLICY}---{STRICT}{ROLLOUT.replace('template:', 'pods:')}")
     result = xds("prove", "-f", assertions, "--manifests", folder)
@@ -206,6 +229,7 @@ def test_git_revisions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git("commit", "-qm", "closed")
     assert xds("diff", before, f"git:HEAD~1:{folder.name}/").exit_code == 1
     for name, error in (
+        ("-", "xds: stdin (-) cannot be compared"),
         ("git:HEAD", "xds: git:HEAD is not git:REVISION:FOLDER"),
         ("git:--help:x", "xds: git:--help:x is not git:REVISION:FOLDER"),
         (f"git:nope:{folder.name}", "xds: git read-tree nope:"),

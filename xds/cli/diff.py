@@ -16,6 +16,7 @@ from rich.text import Text
 
 from xds.cli.manifests import ReadMesh, read_mesh
 from xds.cli.options import (
+    STDIN,
     Assignments,
     DefaultNamespace,
     IgnoredKinds,
@@ -25,7 +26,7 @@ from xds.cli.options import (
     print_not_considered,
 )
 from xds.cli.output import Format, print_document
-from xds.cli.prove import MAX_SERVERS
+from xds.cli.prove import MAX_SERVERS, connections_value
 from xds.cli.tables import Table
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
@@ -65,6 +66,8 @@ def diff(
     Exit status: 0 no client gains access, 1 a client gains or may gain access, or not everything was
     considered, 2 manifests cannot be read, or wrong usage.
     """
+    if STDIN in (before, after):
+        fail("stdin (-) cannot be compared: name a folder or a file")
     reading = Reading(default_namespace or "", ignored_kinds or ())
 
     def read(name: str) -> tuple[Mesh, ReadMesh]:
@@ -82,18 +85,7 @@ def diff(
         _print_table(changes, is_complete=not not_considered)
         print_not_considered(not_considered, err=False)
     else:
-        values = [
-            {
-                "effect": str(change.effect),
-                "accounts": [*change.clients.accounts],
-                "moreAccounts": change.clients.more_accounts,
-                "identity": change.clients.identity,
-                "mode": change.clients.mode,
-                "servers": [*change.servers],
-                "reason": change.why,
-            }
-            for change in changes
-        ]
+        values = [{"effect": str(change.effect), **connections_value(change)} for change in changes]
         print_document({"changes": values, "notConsidered": [*not_considered]}, output)
     is_gained = not allow_gained and any(change.effect.is_gain for change in changes)
     if not_considered or is_gained:

@@ -18,7 +18,8 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, join_names
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse.assertions import parse_assertions
-from xds.mesh.policy.prove import Proof, Verdict, unknown_clients
+from xds.mesh.policy.access_changes import AccessChange
+from xds.mesh.policy.prove import MAX_COUNTEREXAMPLES, Counterexample, Proof, Verdict, unknown_clients
 from xds.mesh.policy.prove import prove as prove_assertion
 from xds.mesh.sources.documents import read_documents
 
@@ -135,6 +136,8 @@ def _rows(proof: Proof) -> Iterator[tuple[str, ...]]:
     for each in proof.counterexamples:
         servers = join_names(each.servers, MAX_SERVERS)
         yield str(each.clients), each.clients.mode, servers, each.why
+    if proof.is_truncated:
+        yield "-", "-", "-", f"not all servers were examined after {MAX_COUNTEREXAMPLES} counterexamples"
     if proof.verdict is Verdict.UNKNOWN:
         yield "-", "-", "-", ", ".join(proof.unknown) or "see Not considered"
     elif not proof.counterexamples:
@@ -148,16 +151,21 @@ def _value(proof: Proof) -> dict[str, Any]:
         "claim": str(proof.assertion.claim),
         "verdict": str(proof.verdict),
         "counterexamples": [
-            {
-                "accounts": [*each.clients.accounts],
-                "moreAccounts": each.clients.more_accounts,
-                "identity": each.clients.identity,
-                "mode": each.clients.mode,
-                "servers": [*each.servers],
-                "reason": each.why,
-                "decidedBy": [*map(str, each.decided_by)],
-            }
+            {**connections_value(each), "decidedBy": [*map(str, each.decided_by)]}
             for each in proof.counterexamples
         ],
+        "truncated": proof.is_truncated,
         "notKnown": [*proof.unknown],
+    }
+
+
+def connections_value(found: Counterexample | AccessChange) -> dict[str, Any]:
+    """Return the clients, the servers and the reason of connections, for JSON and YAML."""
+    return {
+        "accounts": [*found.clients.accounts],
+        "moreAccounts": found.clients.more_accounts,
+        "identity": found.clients.identity,
+        "mode": str(found.clients.mode),
+        "servers": [*found.servers],
+        "reason": found.why,
     }

@@ -66,6 +66,8 @@ class Proof(NamedTuple):
     """Why it fails."""
     unknown: tuple[str, ...]
     """What is not known of the servers: noun phrases."""
+    is_truncated: bool = False
+    """Whether some servers were not examined, because MAX_COUNTEREXAMPLES were found."""
 
 
 def prove(mesh: Mesh, assertion: Assertion, *, is_complete: bool = True) -> Proof:
@@ -84,8 +86,9 @@ def prove(mesh: Mesh, assertion: Assertion, *, is_complete: bool = True) -> Proo
         for label, endpoint in _servers(mesh, item, unknown):
             by_enforcement.setdefault(enforcement(mesh, endpoint), {})[label] = None
     found: dict[Counterexample, dict[str, None]] = {}
+    is_truncated = False
     for enforced, labels in by_enforcement.items():
-        if len(found) >= MAX_COUNTEREXAMPLES:
+        if is_truncated := len(found) >= MAX_COUNTEREXAMPLES:
             break
         for counterexample in _counterexamples(mesh, assertion, enforced):
             found.setdefault(counterexample, {}).update(labels)
@@ -93,7 +96,7 @@ def prove(mesh: Mesh, assertion: Assertion, *, is_complete: bool = True) -> Proo
     verdict = Verdict.HOLDS if is_complete and not unknown else Verdict.UNKNOWN
     if counterexamples:
         verdict = Verdict.FAILS
-    return Proof(assertion, verdict, counterexamples, tuple(unknown))
+    return Proof(assertion, verdict, counterexamples, tuple(unknown), is_truncated)
 
 
 def _counterexamples(mesh: Mesh, assertion: Assertion, enforced: Enforcement) -> Iterator[Counterexample]:
