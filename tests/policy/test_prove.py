@@ -113,6 +113,16 @@ CASES: dict[str, tuple[Iterable[Fact], Mapping[str, Any], list[tuple[str, str, s
         SHOP_ONLY,
         [("new other/api", PORT, ALLOWED)],
     ),
+    "a start of an account": (
+        [allow(source(principals=["cluster.local/ns/shop/sa/ap*"]))],
+        {"only": {"from": [{"serviceAccounts": ["shop/api"]}], **TO}},
+        [("new shop/apother", PORT, ALLOWED)],
+    ),
+    "an account that is named in whole and in parts": (
+        [allow(source(namespaces=["shop"], principals=["*/sa/api"]))],
+        API_ONLY,
+        [],
+    ),
     "all but a namespace": (
         [allow(source(notNamespaces=["zoo"]))],
         {"deny": {"from": [{"namespaces": ["zoo"]}], **TO}},
@@ -219,6 +229,11 @@ CASES: dict[str, tuple[Iterable[Fact], Mapping[str, Any], list[tuple[str, str, s
         [replace(DB, ready=False)],
         SHOP_ONLY,
         [("prod/db, zoo/naked", PORT, "no AuthorizationPolicy applies")],
+    ),
+    "pod that has ended, which had no sidecar": (
+        [allow(), replace(pod("job", "prod", sidecar=False, app="db"), ended=True)],
+        {"deny": TO},
+        [],
     ),
     "every port but those of a namespace": ([], {"strict": {"to": [{"notNamespaces": ["shop", "zoo"]}]}}, []),
     "pod without a sidecar": (
