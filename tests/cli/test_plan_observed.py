@@ -1,4 +1,4 @@
-"""`xds plan --observed` on a running control plane."""
+"""`xds plan --observed`, `xds plan --replay` and `xds observe` of a running control plane."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def strict(tmp_path: Path) -> Path:
 
 
 async def plan(plane: Plane, strict: Path, *words: str) -> Result:
-    arguments = ["plan", "-f", str(strict), *words, "--xds-address", f"127.0.0.1:{plane.server.port}"]
-    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+    return await xds(plane, "plan", "-f", str(strict), *words)
 
 
 def observe_since(plane: Plane, seconds: float) -> None:
@@ -53,9 +52,17 @@ def observe_since(plane: Plane, seconds: float) -> None:
 
 
 def send_plaintext(plane: Plane, seconds_ago: float) -> None:
-    edge = EdgeKey(Client("legacy", "cron"), Target("shop", "web", 80), TrafficMode.PLAINTEXT)
-    now = time.time() - seconds_ago
+    send(plane, Client("legacy", "cron"), TrafficMode.PLAINTEXT, seconds_ago)
+
+
+def send(plane: Plane, client: Client, mode: TrafficMode, seconds_ago: float) -> None:
+    edge, now = EdgeKey(client, Target("shop", "web", 80), mode), time.time() - seconds_ago
     plane.reports.traffic.add(edge, Reporter.SERVER, ("shop", "web-1"), requests=1, now=now)
+
+
+async def xds(plane: Plane, *words: str) -> Result:
+    arguments = [*words, "--xds-address", f"127.0.0.1:{plane.server.port}"]
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
 
 
 async def test_client_that_sent_plaintext_is_named(plane: Plane, strict: Path):
@@ -97,8 +104,7 @@ async def test_clients_that_are_no_pods_are_explained(plane: Plane, strict: Path
     ]
     planned = await plan(plane, strict, "--observed", "7d")
     assert sorted(planned.stderr.splitlines()) == notes
-    arguments = ["observe", "--xds-address", f"127.0.0.1:{plane.server.port}"]
-    observed = await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+    observed = await xds(plane, "observe")
     assert (observed.exit_code, sorted(observed.stderr.splitlines())) == (0, notes)
 
 
@@ -149,3 +155,45 @@ def test_manifests_have_no_observed_traffic(tmp_path: Path, strict: Path):
     result = commands.xds("plan", "--manifests", folder, "-f", strict, "--observed", "7d")
     assert result.exit_code == 2
     assert "--observed requires a running control plane" in result.stderr
+
+
+async def test_replay_of_what_the_control_plane_has_observed(plane: Plane, strict: Path):
+    observe_since(plane, 8 * DAY)
+    send(plane, Client("shop", "web"), TrafficMode.MTLS, 6 * DAY)
+    send_plaintext(plane, 3 * DAY)
+    result = await plan(plane, strict, "--replay", "7d", "-o", "json")
+    found = json.loads(result.stdout)["replay"]
+    assert (result.exit_code, found["flows"], found["safe"]) == (1, "2", False)
+    result = await plan(plane, strict, "--replay", "2d", "-o", "json")
+    found = json.loads(result.stdout)["replay"]
+    assert (found["flows"], "no traffic was recorded" in found["gaps"]) == ("0", True)
+
+
+async def test_short_observation_is_not_safe_to_replay(plane: Plane, strict: Path):
+    observe_since(plane, 3 * 3600)
+    for requested, observed in ("7d", "3h of 7d"), ("2h", ""), ("30d", "3h of 30d"):
+        result = await plan(plane, strict, "--replay", requested, "-o", "json")
+        gaps = [gap for gap in json.loads(result.stdout)["replay"]["gaps"] if "observed for" in gap]
+        assert gaps == ([f"observed for only {observed}"] if observed else [])
+
+
+async def test_traffic_of_a_period(plane: Plane):
+    observe_since(plane, 8 * DAY)
+    send(plane, Client("shop", "web"), TrafficMode.MTLS, 6 * DAY)
+    send_plaintext(plane, 3600)
+
+    async def clients(*words: str) -> list[str]:
+        return [line.split()[0] for line in (await xds(plane, "observe", *words)).stdout.splitlines()[1:]]
+
+    assert await clients() == ["legacy/cron"]
+    assert await clients("--since", "7d") == ["legacy/cron", "shop/web"]
+    assert await clients("--since", "7d", "-n", "legacy") == ["legacy/cron"]
+    assert await clients("--since", "7d", "--plaintext") == ["legacy/cron"]
+    assert await clients("--since", "1m") == []
+    assert (await xds(plane, "observe", "--since", "1m")).stdout == "no traffic was reported in the last 1m\n"
+    for words, message in (
+        (("--since", "8d"), "xds: --since: traffic is remembered for only 7d\n"),
+        (("--denied", "--since", "25h"), "xds: --since: denied requests are remembered for only 1d\n"),
+    ):
+        result = await xds(plane, "observe", *words)
+        assert (result.exit_code, result.stderr) == (2, message)

@@ -145,9 +145,17 @@ def test_wrong_use_exits_with_2(folder: Path, words: tuple[str, ...], stdin: str
     assert message in result.stderr
 
 
-def test_control_plane_does_not_replay(folder: Path) -> None:
-    result = xds("plan", "-f", folder.parent / "strict.yaml", "--replay", "-", stdin=record(MTLS))
+@pytest.mark.parametrize("names", [("record.json",), ("-",), ("7d", "1d"), ("7d", "record.json")])
+def test_control_plane_replays_no_files(folder: Path, names: tuple[str, ...]) -> None:
+    options = [option for name in names for option in ("--replay", name)]
+    result = xds("plan", "-f", folder.parent / "strict.yaml", *options, stdin=record(MTLS))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--replay FILE requires the mesh before the change: add --manifests or --kube" in result.stderr
+
+
+def test_manifests_have_observed_nothing(folder: Path) -> None:
+    result = replay(folder, words=("--replay", "7d"))
     assert (result.exit_code, result.stderr) == (
         2,
-        "xds: --replay requires the mesh before the change: add --kubernetes or --manifests\n",
+        "xds: --replay 7d requires a running control plane: omit --manifests and --kubernetes\n",
     )

@@ -7,7 +7,7 @@ from xds.mesh.observe.edges import (
     MAX_ADDRESSES,
     MAX_PATHS,
     OTHER_ADDRESSES,
-    UNENCRYPTED_RETENTION,
+    TRAFFIC_RETENTION,
     Client,
     Denial,
     EdgeKey,
@@ -120,10 +120,10 @@ def test_expired_addresses_make_room_for_others():
 def test_edges_of_a_sidecar_are_released_when_they_expire():
     traffic = Traffic(max_edges_per_reporter=1)
     add(traffic, key("a"), 1, NOON)
-    add(traffic, key("b"), 1, NOON + RETENTION + 1)
+    add(traffic, key("b"), 1, NOON + TRAFFIC_RETENTION + 1)
 
     assert [edge.client.name for edge, _ in traffic.edges()] == ["b"]
-    traffic.expire(NOON + 3 * RETENTION)
+    traffic.expire(NOON + TRAFFIC_RETENTION + 3 * RETENTION)
     assert not list(traffic.edges())
 
 
@@ -134,24 +134,23 @@ def test_edges_of_a_namespace_include_its_clients_and_servers():
     assert [len(list(traffic.edges(name))) for name in ("", "full", "shop", "other")] == [1, 1, 1, 0]
 
 
-def test_plaintext_is_remembered_longer_than_its_counts():
+def test_traffic_is_remembered_longer_than_its_counts():
     traffic, plaintext = Traffic(), key(mode=TrafficMode.PLAINTEXT)
     add(traffic, plaintext, 5, NOON, source=Reporter.SERVER)
-    add(traffic, key(), 5, NOON)
     later = NOON + RETENTION + 1
     traffic.expire(later)
     assert not list(traffic.edges())
-    [(found, edge)] = traffic.unencrypted(NOON)
+    [(found, edge)] = traffic.seen_since(NOON)
     assert (found, edge.first_seen, edge.last_seen, edge.by_server) == (plaintext, NOON, NOON, True)
-    assert not list(traffic.unencrypted(NOON + 1))
+    assert not list(traffic.seen_since(NOON + 1))
 
     add(traffic, plaintext, 2, later)
     assert (only(traffic).day(later), only(traffic).first_seen) == (2, NOON)
-    traffic.expire(later + UNENCRYPTED_RETENTION + 1)
-    assert not list(traffic.unencrypted(0))
+    traffic.expire(later + TRAFFIC_RETENTION + 1)
+    assert not list(traffic.seen_since(0))
 
 
-def test_remembered_plaintext_counts_for_the_limits():
+def test_remembered_traffic_counts_for_the_limits():
     traffic = Traffic(max_edges=2, max_edges_per_reporter=2)
     for client in ("a", "b"):
         add(traffic, key(client, TrafficMode.PLAINTEXT), 1, NOON)
@@ -159,7 +158,7 @@ def test_remembered_plaintext_counts_for_the_limits():
     add(traffic, key("c"), 1, later)
     assert (traffic.excess, len(list(traffic.edges()))) == (1, 0)
     add(traffic, key("c"), 1, later, reporter=HTTPBIN)
-    assert (traffic.evicted, [found.client.name for found, _ in traffic.unencrypted(0)]) == (1, ["b"])
+    assert (traffic.evicted, [found.client.name for found, _ in traffic.seen_since(0)]) == (1, ["b", "c"])
     add(traffic, key("d"), 1, later)
     assert traffic.evicted == 2
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from xds.mesh.observe.counts import MINUTES, RETENTION
 from xds.mesh.observe.edges import (
-    UNENCRYPTED_RETENTION,
+    TRAFFIC_RETENTION,
     Client,
+    Denial,
     Edge,
     EdgeKey,
     Reporter,
@@ -224,44 +225,45 @@ def test_stopped_replica_is_kept_until_its_edges_expire():
     assert peers
     peers.expire(NOON + RETENTION + 1)
     assert not peers
+    peers.expire(NOON + TRAFFIC_RETENTION + 1)
     assert peers.stopped == []
 
 
-def test_plaintext_of_other_replicas_is_remembered_longer_than_its_counts():
+def test_traffic_of_other_replicas_is_remembered_longer_than_its_counts():
     peers = PeerTraffic()
-    peers.put("b", key(mode=TrafficMode.PLAINTEXT), only(requests=9))
     peers.put("b", key(), only(requests=9))
+    peers.put("b", key()._replace(denial=Denial("rule")), only(requests=9))
     peers.expire(NOON + RETENTION + 60)
     merged = MergedTraffic(Traffic(), peers)
     assert list(merged.edges()) == []
-    [(found, edge)] = merged.unencrypted(NOON - 60)
-    assert (found.mode, edge.day(NOON)) == (TrafficMode.PLAINTEXT, 0)
+    [(found, edge)] = merged.seen_since(NOON - 60)
+    assert (found, edge.day(NOON)) == (key(), 0)
     assert peers.stopped == ["b"]
     assert peers.of("b") == [(found, edge)]
     peers.put("b", found, only(requests=1))
     assert len(peers.of("b")) == 1
-    peers.expire(NOON + UNENCRYPTED_RETENTION + RETENTION)
-    peers.expire(NOON + UNENCRYPTED_RETENTION + RETENTION)
-    assert list(merged.unencrypted(0.0)) == []
+    peers.expire(NOON + TRAFFIC_RETENTION + RETENTION)
+    peers.expire(NOON + TRAFFIC_RETENTION + RETENTION)
+    assert list(merged.seen_since(0.0)) == []
 
 
-def test_older_copy_does_not_replace_remembered_plaintext():
+def test_older_copy_does_not_replace_remembered_traffic():
     peers, plaintext = PeerTraffic(), key(mode=TrafficMode.PLAINTEXT)
     now = NOON + 5 * 86400
     peers.put("b", plaintext, only(requests=1), is_copy=True, now=now)
     older = only(requests=1)
     older.last_seen = NOON - 3600
     peers.put("b", plaintext, older, is_copy=True, now=now)
-    [(_, edge)] = peers.unencrypted(0.0)
+    [(_, edge)] = peers.seen_since(0.0)
     assert edge.last_seen == NOON
 
 
-def test_remembered_plaintext_of_other_replicas_is_limited():
-    peers = PeerTraffic(max_edges=2)
+def test_remembered_traffic_of_other_replicas_is_limited():
+    peers = PeerTraffic(max_edges=1, max_replicas=2)
     for client in ("x", "y", "z"):
         peers.put("b", key(client, TrafficMode.PLAINTEXT), only(requests=1))
         peers.expire(NOON + RETENTION + 60)
-    assert [found.client.name for found, _ in peers.unencrypted(0.0)] == ["y", "z"]
+    assert [found.client.name for found, _ in peers.seen_since(0.0)] == ["y", "z"]
     assert peers.evicted == 1
 
 

@@ -88,6 +88,15 @@ async def test_flows_that_break_are_refused(mesh, record, tmp_path, objects, bro
     assert predicted == {("breaks", client) for client in broken}
     assert (found["gaps"], found["unknown"], found["safe"]) == ([], [], not broken)
     assert planned.exit_code == bool(broken)
+    asked = await xds_here(
+        "plan", "-f", change, "--replay=2h", "-o", "json", f"--xds-address={mesh.plane.address}"
+    )
+    live = json.loads(asked.stdout)["replay"]
+    assert {
+        (each["effect"], flow["client"]) for each in live["changes"] for flow in each["flows"]
+    } == predicted
+    [gap] = live["gaps"]
+    assert (gap.endswith(" of 2h"), live["safe"]) == (True, False)
 
     mesh.apply(*objects)
     await mesh.settled()

@@ -13,7 +13,6 @@ from google.protobuf.message import Message
 
 from xds.cli.options import (
     AS_WRITTEN,
-    REPLAY_IS_OFFLINE,
     Address,
     Reading,
     fail,
@@ -237,18 +236,17 @@ class AdminClient:
         deletions: Sequence[str],
         observed: float | None = None,
         reading: Reading = AS_WRITTEN,
-        record: Record | None = None,
+        replay: Record | float | None = None,
     ) -> policies_pb2.PlanResponse:
         """Return the effects of applying manifests and deleting objects.
 
-        With `observed`, also compare them with the traffic of so many seconds. Exit with status 2 if there is
-        a record: a control plane does not replay it.
+        With `observed`, also compare them with the plaintext traffic of so many seconds; with `replay`, also
+        replay all traffic of so many seconds. A control plane replays no record.
         """
-        if record:
-            fail(REPLAY_IS_OFFLINE)
         from xds.cli.manifests import read_texts  # noqa: PLC0415 - other calls do not need it
 
-        return self.plan_texts(read_texts(filenames), deletions, observed, reading)
+        period = replay if isinstance(replay, float) else None
+        return self.plan_texts(read_texts(filenames), deletions, observed, reading, period)
 
     def plan_texts(
         self,
@@ -256,6 +254,7 @@ class AdminClient:
         deletions: Sequence[str] = (),
         observed: float | None = None,
         reading: Reading = AS_WRITTEN,
+        replay: float | None = None,
     ) -> policies_pb2.PlanResponse:
         """Like `plan`, for pairs of a file's name and text."""
         manifests = (policies_pb2.Manifest(name=name, text=text) for name, text in texts)
@@ -267,11 +266,16 @@ class AdminClient:
         )
         if observed:
             request.observed.FromMilliseconds(round(observed * 1000))
+        if replay:
+            request.replay.FromMilliseconds(round(replay * 1000))
         found = policies_pb2.PlanResponse()
         for response in self._stream(POLICIES, "Plan", request, policies_pb2.PlanResponse, ends=True):
             found.MergeFrom(response)
-        if observed and not (found.HasField("observation") or found.invalid or found.nothing_to_compare):
-            fail(f"the control plane at {self.address} does not support --observed: upgrade it", 1)
+        asked = {"observation": observed, "replay": replay}
+        ignored = [name for name, seconds in asked.items() if seconds and not found.HasField(name)]
+        if ignored and not (found.invalid or found.nothing_to_compare):
+            option = {"observation": "--observed", "replay": "--replay"}[ignored[0]]
+            fail(f"the control plane at {self.address} does not support {option}: upgrade it", 1)
         return found
 
     def describe_pod(self, name: str) -> policies_pb2.PodDescription:

@@ -21,6 +21,12 @@ def parse_duration(option: str, text: str, example: str = "90s or 2m") -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
+def is_duration(text: str) -> bool:
+    """Whether a text is a duration with a unit."""
+    match = _DURATION.fullmatch(text)
+    return match is not None and match[2] is not None
+
+
 def parse_period(option: str, text: str) -> float:
     """Return the seconds of an option's period of observation, which is at least one second."""
     seconds = parse_duration(option, text, "24h or 7d")

@@ -11,14 +11,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.client_options import ConnectionOptions
+from xds.cli.durations import parse_period
 from xds.cli.explain_output import address_notes
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import OBSERVATION_DISABLED, fail, namespace_option
 from xds.cli.output import WideFormat, print_document
 from xds.cli.tables import Table
-from xds.mesh.controlplane.status import since
+from xds.mesh.controlplane.status import duration, since
 from xds.mesh.model.objects import printable
-from xds.mesh.observe.edges import format_rate
+from xds.mesh.observe.counts import RETENTION
+from xds.mesh.observe.edges import TRAFFIC_RETENTION, format_rate
 from xds.mesh.v1 import traffic_pb2 as pb
 
 EXAMPLES = """
@@ -26,7 +28,7 @@ xds observe
 xds observe --namespace shop --plaintext
 xds observe --denied
 xds observe --watch
-xds observe -o json
+xds observe --since 7d -o json
 """
 
 _TITLES = ("CLIENT", "SERVICE", "MODE", "REQ/MIN", "LAST SEEN")
@@ -56,13 +58,22 @@ def observe(
             "--denied", help="Print what AuthorizationPolicies deny, or would deny, and which rule."
         ),
     ] = False,
+    period: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="DURATION",
+            help="Print traffic that was last seen in this time, such as 1h or 7d (maximum; "
+            "with --denied: 24h). Default: 24h.",
+        ),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
     ] = False,
     output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
     connection: ConnectionOptions,
 ) -> None:
-    """Print the traffic that sidecars have reported in the last 24 hours, a row per client, service and mode.
+    """Print the traffic that sidecars have reported, a row per client, service and mode.
 
     A client is a service account (NAMESPACE/ACCOUNT), or an address that belongs to no known pod. REQ/MIN
     is the average of the last 5 minutes: HTTP requests, or connections of other protocols. Mode refused
@@ -76,6 +87,12 @@ def observe(
     Exit status: 0 printed, 1 observation is disabled, 2 wrong usage, 3 the control plane cannot be reached.
     """
     request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext, denied_only=denied)
+    if period:
+        seconds = parse_period("--since", period)
+        kind, retention = ("denied requests are", RETENTION) if denied else ("traffic is", TRAFFIC_RETENTION)
+        if seconds > retention:
+            fail(f"--since: {kind} remembered for only {duration(retention)}")
+        request.period.FromMilliseconds(round(seconds * 1000))
     table = (_DeniedTable if denied else _TrafficTable)(wide=output is WideFormat.WIDE)
     with connection.open() as client:
         if watch:
@@ -172,8 +189,9 @@ def _service(edge: pb.TrafficEdge) -> str:
 
 
 def _observed_for(response: pb.ListTrafficResponse) -> str:
-    age = response.time.ToDatetime() - response.since.ToDatetime()
-    return "24h" if age.days else since(response.since.ToDatetime(), response.time)
+    age = response.time.ToMilliseconds() - response.since.ToMilliseconds()
+    requested = response.request.period.ToMilliseconds() or RETENTION * 1000
+    return duration(min(age, requested) / 1000)
 
 
 def _require_enabled(response: pb.ListTrafficResponse) -> None:

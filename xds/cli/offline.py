@@ -65,7 +65,7 @@ class OfflinePolicies:
         deletions: Sequence[str],
         observed: float | None = None,
         reading: Reading = AS_WRITTEN,
-        record: Record | None = None,
+        replay: Record | float | None = None,
     ) -> pb.PlanResponse:
         """Return the effects of applying manifests and deleting objects, and on recorded traffic."""
         if observed:
@@ -78,7 +78,7 @@ class OfflinePolicies:
                 self._mesh,
                 folder,
                 deletions,
-                record=record,
+                record=replay if isinstance(replay, Record) else None,
                 base=self._read.folder,
                 not_considered=self._read.not_considered,
             ):

@@ -23,8 +23,6 @@ MAX_NOTICES = 20
 
 OBSERVATION_DISABLED = "observation is disabled: start xds serve with --observe=true"
 """Error if a command needs observed traffic."""
-REPLAY_IS_OFFLINE = "--replay requires the mesh before the change: add --kubernetes or --manifests"
-"""Error if a control plane would have to replay recorded traffic."""
 EXIT_UNREACHABLE = 3
 """Exit status if a control plane, an API server or Envoy cannot be reached."""
 

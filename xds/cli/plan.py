@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from xds.cli import plan_output
-from xds.cli.durations import parse_period
+from xds.cli.durations import is_duration, parse_period
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import (
     OBSERVATION_DISABLED,
-    REPLAY_IS_OFFLINE,
     STDIN,
     fail,
     print_not_considered,
@@ -30,6 +29,7 @@ xds plan --manifests mesh/ -f policies/ --delete PeerAuthentication/shop/default
 xds plan --manifests mesh/ -f strict.yaml -o markdown > comment.md
 xds plan --kubernetes -f strict.yaml
 xds plan -f strict.yaml --observed 7d
+xds plan -f access.yaml --replay 7d
 xds plan --manifests mesh/ -f strict.yaml --replay monday.json --replay tuesday.json
 xds observe -o json | xds plan --kubernetes -f strict.yaml --replay -
 """
@@ -78,9 +78,10 @@ class PlanOptions:
         list[str] | None,
         typer.Option(
             "--replay",
-            metavar="FILE",
-            help="Output of xds observe -o json, or - for stdin: print the recorded traffic that the change "
-            "breaks, instead of all connections. Requires --manifests or --kubernetes. Can be repeated.",
+            metavar="DURATION|FILE",
+            help="Print the traffic that the change breaks, instead of all connections: what a running "
+            "control plane has observed for this time, such as 24h or 7d (maximum); with --manifests or "
+            "--kubernetes, an output of xds observe -o json, or - for stdin. Can be repeated for files.",
         ),
     ] = None
     strict: Annotated[
@@ -107,7 +108,7 @@ def plan(options: PlanOptions) -> None:
     prove such a client, as a probe or a webhook does. New clients, and connections to new services, are not
     compared. What else could change the plan follows as Not considered, such as objects of unknown kinds.
 
-    With --replay, prints only what was recorded: traffic that worked, and that the change denies or breaks
+    With --replay, prints only what was observed: traffic that worked, and that the change denies or breaks
     (may break: some of its requests), by client and service port, with the time when it was last seen. Then
     connections that become possible and were never used, and why traffic may be missing in the record. It is
     safe only if nothing breaks, may break, may be missing or is not known.
@@ -125,15 +126,13 @@ def plan(options: PlanOptions) -> None:
     observed = parse_period("--observed", options.observed) if options.observed else None
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
-    records = options.replay or []
-    if records and options.mesh.is_live:
-        fail(REPLAY_IS_OFFLINE)
+    records, period = _replayed(options)
     if sum(STDIN in names for names in (filenames, options.mesh.manifests or (), records)) > 1:
         fail("stdin (-) can be only one of --manifests, -f and --replay")
-    record = read_records(records) if records else None
+    replay = read_records(records) if records else period
     with options.mesh.open(filenames, prints_problems=not options.strict) as policies:
         warnings = policies.problems() if options.strict else ()
-        found = policies.plan(filenames, deletions, observed, options.mesh.reading(filenames), record)
+        found = policies.plan(filenames, deletions, observed, options.mesh.reading(filenames), replay)
     print_problems(warnings)
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:
@@ -152,6 +151,22 @@ def plan(options: PlanOptions) -> None:
         plan_output.print_table(found)
     problems = [*map(plan_output.to_problem, (*found.problems, *found.without_effect)), *warnings]
     unclear = bool(found.not_considered) or any(not problem.notice for problem in problems)
-    breaks = not found.replay.safe if record else found.breaks
+    breaks = not found.replay.safe if replay else found.breaks
     if breaks or (observed and not found.observation.safe) or (options.strict and unclear):
         raise typer.Exit(1)
+
+
+def _replayed(options: PlanOptions) -> tuple[list[str], float | None]:
+    """Return the files, or the seconds, of --replay."""
+    names = options.replay or []
+    periods = [name for name in names if is_duration(name)]
+    if not options.mesh.is_live:
+        if periods:
+            fail(f"--replay {periods[0]} requires a running control plane: omit --manifests and --kubernetes")
+        return names, None
+    if names != periods[:1]:
+        fail(
+            "--replay FILE requires the mesh before the change: add --manifests or --kubernetes. A running "
+            "control plane replays what it has observed for one time: --replay 7d"
+        )
+    return [], parse_period("--replay", names[0]) if names else None

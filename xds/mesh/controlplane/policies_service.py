@@ -20,13 +20,14 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.hop_traffic import HopTraffic
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
-from xds.mesh.controlplane.traffic_comparison import ObservedPeriod
+from xds.mesh.controlplane.traffic_comparison import ObservedPeriod, recording, timestamp
 from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_matching
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1.traffic_pb2 import ListTrafficRequest, ListTrafficResponse
 from xds.server import DiscoveryService
 
 SERVICE = "xds.mesh.v1.Policies"
@@ -117,13 +118,20 @@ class PoliciesService:
     async def _plan_alone(self, request: pb.PlanRequest) -> list[pb.PlanResponse]:
         async with self._planning:
             observed = await self._observed(request) if request.HasField("observed") else None
-            return await asyncio.to_thread(_plan, self._controller.mesh, request, observed)
+            recorded = await self._recorded(request) if request.HasField("replay") else None
+            return await asyncio.to_thread(_plan, self._controller.mesh, request, observed, recorded)
 
     async def _observed(self, request: pb.PlanRequest) -> ObservedPeriod:
         seconds = request.observed.ToMilliseconds() / 1000
         if self._traffic is None:
             return ObservedPeriod(seconds=seconds, now=time.time(), enabled=False)
         return await self._traffic.observed_for(seconds)
+
+    async def _recorded(self, request: pb.PlanRequest) -> ListTrafficResponse:
+        if self._traffic is None:
+            now = timestamp(time.time())
+            return ListTrafficResponse(since=now, time=now)
+        return await self._traffic.list(ListTrafficRequest(period=request.replay))
 
     async def _describe(
         self, request: pb.DescribePodRequest, discovery: DiscoveryService
@@ -139,7 +147,13 @@ class PoliciesService:
         return description
 
 
-def _plan(mesh: Mesh, request: pb.PlanRequest, observed: ObservedPeriod | None) -> list[pb.PlanResponse]:
+def _plan(
+    mesh: Mesh,
+    request: pb.PlanRequest,
+    observed: ObservedPeriod | None,
+    recorded: ListTrafficResponse | None,
+) -> list[pb.PlanResponse]:
+    record = recording(recorded, request.replay.ToMilliseconds() / 1000) if recorded else None
     texts = [Text(manifest.name, manifest.text) for manifest in request.manifests]
     settings = SettingsLoader(base=mesh.config)
     folder = None
@@ -152,7 +166,7 @@ def _plan(mesh: Mesh, request: pb.PlanRequest, observed: ObservedPeriod | None) 
             default_namespace=request.default_namespace,
             ignored_kinds=request.ignored_kinds,
         )
-    return list(predictions.plan(mesh, folder, request.deletions, observed))
+    return list(predictions.plan(mesh, folder, request.deletions, observed, record=record))
 
 
 async def _not_found(context: grpc.aio.ServicerContext, error: UnknownNameError) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,8 +12,9 @@ from xds.mesh.controlplane.explanation import MODES
 from xds.mesh.controlplane.status import duration
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import PodKey
-from xds.mesh.observe.edges import UNENCRYPTED_RETENTION, EdgeKey
+from xds.mesh.observe.edges import TRAFFIC_RETENTION, EdgeKey
 from xds.mesh.observe.merged import Missing
+from xds.mesh.observe.record import Record, merge_records
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
 from xds.mesh.policy.hops import Clients
@@ -83,6 +84,19 @@ def observation_message(
     )
 
 
+def recording(response: traffic_pb2.ListTrafficResponse, seconds: float) -> Record:
+    """Return observed traffic as a record of so many seconds."""
+    record = merge_records([response])
+    age = record.until - record.since
+    if age >= seconds:
+        return record
+    return replace(record, gaps=(_too_short(age, seconds), *record.gaps))
+
+
+def _too_short(age: float, requested: float) -> str:
+    return f"observed for only {duration(age)} of {duration(requested)}"
+
+
 def _gaps(observed: ObservedPeriod, found: Contradictions) -> Iterator[str]:
     """Yield why traffic to ports may be missing."""
     if not observed.enabled:
@@ -90,9 +104,9 @@ def _gaps(observed: ObservedPeriod, found: Contradictions) -> Iterator[str]:
         return
     requested, age = observed.seconds, observed.now - observed.since
     if age < requested:
-        yield f"observed for only {duration(age)} of {duration(requested)}"
-    if requested > UNENCRYPTED_RETENTION:
-        yield f"traffic is remembered for only {duration(UNENCRYPTED_RETENTION)}"
+        yield _too_short(age, requested)
+    if requested > TRAFFIC_RETENTION:
+        yield f"traffic is remembered for only {duration(TRAFFIC_RETENTION)}"
     if observed.last_dropped > observed.now - requested:
         ago = duration(observed.now - observed.last_dropped)
         yield f"reports of sidecars were dropped, the last {ago} ago"

@@ -86,7 +86,8 @@ class TrafficService:
             root_namespace=self._controller.mesh.config.root_namespace,
             seen=[
                 SeenTraffic(*key[:3], edge.first_seen, edge.last_seen, edge.by_server)
-                for key, edge in self.traffic.unencrypted(now - seconds)
+                for key, edge in self.traffic.seen_since(now - seconds)
+                if key.mode in UNENCRYPTED
             ],
         )
 
@@ -115,7 +116,7 @@ class TrafficService:
         async def list_(
             request: pb.ListTrafficRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListTrafficResponse:
-            return await self._response(request)
+            return await self.list(request)
 
         async def watch(
             request: pb.ListTrafficRequest, _: grpc.aio.ServicerContext
@@ -123,7 +124,7 @@ class TrafficService:
             state, traffic = None, self._asked_for(request)
             while True:
                 if state != (state := (traffic.version, self._missing())):
-                    yield await self._response(request)
+                    yield await self.list(request)
                 await asyncio.sleep(WATCH_INTERVAL)
 
         server.add_service(SERVICE, List=list_, Watch=watch)
@@ -131,15 +132,15 @@ class TrafficService:
     def _asked_for(self, request: pb.ListTrafficRequest) -> Edges:
         return self.denials if request.denied_only else self.traffic
 
-    async def _response(self, request: pb.ListTrafficRequest) -> pb.ListTrafficResponse:
+    async def list(self, request: pb.ListTrafficRequest) -> pb.ListTrafficResponse:
+        """Return the observed traffic."""
         checkpoint, now = Checkpoint(), time.time()
         traffic = self._asked_for(request)
         traffic.expire(now)
-        edges = [
-            (key, edge)
-            for key, edge in traffic.edges(request.namespace)
-            if key.mode in UNENCRYPTED or not request.plaintext_only
-        ]
+        found = traffic.edges(request.namespace)
+        if request.HasField("period"):
+            found = traffic.seen_since(now - request.period.ToMilliseconds() / 1000)
+        edges = [(key, edge) for key, edge in found if _is_requested(request, key)]
         edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode, item[0].denial or ()))
         response = self.summary(now)
         response.request.CopyFrom(request)
@@ -148,6 +149,11 @@ class TrafficService:
             response.edges.append(_edge(key, edge, now))
             await checkpoint()
         return response
+
+
+def _is_requested(request: pb.ListTrafficRequest, key: EdgeKey) -> bool:
+    is_in_namespace = request.namespace in {"", key.client.namespace, key.target.namespace}
+    return is_in_namespace and (key.mode in UNENCRYPTED or not request.plaintext_only)
 
 
 def observed_edges(traffic: Edges, client: Pod, service: Service) -> list[pb.TrafficEdge]:

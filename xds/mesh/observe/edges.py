@@ -17,8 +17,8 @@ MAX_EDGES = 10_000
 
 An edge takes about 1 kB, and up to 3 kB if both sidecars report it and requests fail.
 """
-UNENCRYPTED_RETENTION = 7 * 86400.0
-"""Seconds for which plaintext and refused traffic is remembered; its counts only for RETENTION."""
+TRAFFIC_RETENTION = 7 * 86400.0
+"""Seconds for which traffic is remembered; its counts, and denied requests, only for RETENTION."""
 MAX_EDGES_PER_REPORTER = 2_000
 """Maximum number of edges that the reports of one sidecar may create."""
 MAX_DENIALS, MAX_DENIALS_PER_REPORTER = 5_000, 500
@@ -123,11 +123,6 @@ class EdgeKey(NamedTuple):
     """How it sent its requests."""
     denial: Denial | None = None
     """Why they are denied. Denials are edges of a `Traffic` of their own."""
-
-    @property
-    def is_evidence(self) -> bool:
-        """Whether it is remembered for UNENCRYPTED_RETENTION: a server in mode STRICT would refuse it."""
-        return self.mode in UNENCRYPTED and not self.denial
 
     @property
     def series(self) -> tuple[str, str]:
@@ -259,8 +254,8 @@ class Edges(Protocol):
     def edges(self, namespace: str = "") -> Iterator[tuple[EdgeKey, Edge]]:
         """Yield the edges whose client or server is in a namespace; all edges by default."""
 
-    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
-        """Yield the plaintext and refused traffic that was last seen at a Unix time or later."""
+    def seen_since(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges that were last seen at a Unix time or later, within TRAFFIC_RETENTION."""
 
     def expire(self, now: float) -> None:
         """Forget the edges whose retention has passed."""
@@ -269,8 +264,8 @@ class Edges(Protocol):
 class Traffic:
     """Edges that one replica's sidecars reported, the ones that were seen longest ago first.
 
-    Their number is limited. Plaintext and refused traffic is kept for UNENCRYPTED_RETENTION, all other
-    traffic for RETENTION.
+    Their number is limited. They are kept for TRAFFIC_RETENTION; their counts, and denied requests, for
+    RETENTION.
     """
 
     def __init__(
@@ -286,7 +281,7 @@ class Traffic:
         """Number of reports, to detect changes."""
         self._edges: OrderedDict[EdgeKey, Edge] = OrderedDict()
         self._past: OrderedDict[EdgeKey, Edge] = OrderedDict()
-        """Plaintext and refused traffic that was seen longer ago than RETENTION."""
+        """Edges that were last seen longer ago than RETENTION."""
         self._by_reporter: Counter[PodKey] = Counter()
         self._by_series: Counter[tuple[str, str]] = Counter()
         """Number of edges by `EdgeKey.series`."""
@@ -367,13 +362,10 @@ class Traffic:
             if namespace in {"", key.client.namespace, key.target.namespace}:
                 yield key, edge
 
-    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
-        """Yield the plaintext and refused traffic that was last seen at a Unix time or later.
-
-        It reaches back for UNENCRYPTED_RETENTION, further than `edges`.
-        """
+    def seen_since(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges that were last seen at a Unix time or later, within TRAFFIC_RETENTION."""
         for key, edge in (*self._past.items(), *self._edges.items()):
-            if key.mode in UNENCRYPTED and edge.last_seen >= since:
+            if edge.last_seen >= since:
                 yield key, edge
 
     def changes(self, since: int) -> list[tuple[EdgeKey, Edge]]:
@@ -388,12 +380,12 @@ class Traffic:
         self._expired_at = now
         while self._edges and _oldest(self._edges).last_seen < now - RETENTION:
             key, edge = self._pop_oldest()
-            if key.is_evidence:
+            if key.denial:
+                self._release(edge)
+            else:
                 edge.clear_counts()
                 self._past[key] = edge
-            else:
-                self._release(edge)
-        while self._past and _oldest(self._past).last_seen < now - UNENCRYPTED_RETENTION:
+        while self._past and _oldest(self._past).last_seen < now - TRAFFIC_RETENTION:
             self._release(self._past.popitem(last=False)[1])
 
     def _shared(self, key: EdgeKey) -> EdgeKey:

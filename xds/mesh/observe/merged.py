@@ -16,8 +16,7 @@ from typing import NamedTuple
 from xds.mesh.observe.counts import RETENTION, Counts, SummedCounts
 from xds.mesh.observe.edges import (
     MAX_EDGES,
-    UNENCRYPTED,
-    UNENCRYPTED_RETENTION,
+    TRAFFIC_RETENTION,
     Edge,
     EdgeKey,
     Reporter,
@@ -44,7 +43,7 @@ class Missing(NamedTuple):
 class PeerTraffic:
     """Edges that other replicas sent, by replica. Edges of stopped replicas are kept until they expire.
 
-    Plaintext and refused traffic is kept for UNENCRYPTED_RETENTION, all other traffic for RETENTION.
+    They are kept for TRAFFIC_RETENTION; their counts, and denied requests, for RETENTION.
     """
 
     def __init__(self, max_edges: int = MAX_EDGES, max_replicas: int = MAX_REPLICAS) -> None:
@@ -57,7 +56,7 @@ class PeerTraffic:
         self._replicas: OrderedDict[str, _Edges] = OrderedDict()
         """The edges of each replica; the replicas that changed longest ago first."""
         self._past: OrderedDict[tuple[str, EdgeKey], Edge] = OrderedDict()
-        """Plaintext and refused traffic that was seen longer ago than RETENTION, by replica and key."""
+        """Edges that were last seen longer ago than RETENTION, by replica and key."""
         self._max_edges = max_edges
         self._max_replicas = max_replicas
 
@@ -80,12 +79,12 @@ class PeerTraffic:
         past = [(key, edge) for (name, key), edge in self._past.items() if name == replica]
         return [*past, *self._replicas.get(replica, _Edges()).items()]
 
-    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
-        """Yield the plaintext and refused traffic that was last seen at a Unix time or later."""
+    def seen_since(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges that were last seen at a Unix time or later."""
         past = ((key, edge) for (_, key), edge in tuple(self._past.items()))
         recent = (item for edges in self.by_replica for item in tuple(edges.items()))
         for key, edge in chain(past, recent):
-            if key.mode in UNENCRYPTED and edge.last_seen >= since:
+            if edge.last_seen >= since:
                 yield key, edge
 
     def put(self, replica: str, key: EdgeKey, edge: Edge, *, is_copy: bool = False, now: float = 0.0) -> None:
@@ -101,7 +100,7 @@ class PeerTraffic:
         """
         if edge.last_seen < now - RETENTION:
             known = self._replicas.get(replica, _Edges()).get(key) or self._past.get((replica, key))
-            if key.is_evidence and not (known and known.last_seen >= edge.last_seen):
+            if not (key.denial or (known and known.last_seen >= edge.last_seen)):
                 self._past[replica, key] = edge
                 self.version += 1
             return
@@ -128,15 +127,15 @@ class PeerTraffic:
         for name, edges in tuple(self._replicas.items()):
             while edges and next(iter(edges.values())).last_seen < now - RETENTION:
                 key, edge = edges.popitem(last=False)
-                if key.is_evidence:
+                if not key.denial:
                     edge.clear_counts()
                     self._past[name, key] = edge
             if not edges:
                 del self._replicas[name]
-        while len(self._past) > self._max_edges:
+        while len(self._past) > self._max_edges * self._max_replicas:
             self._past.popitem(last=False)
             self.evicted += 1
-        while self._past and next(iter(self._past.values())).last_seen < now - UNENCRYPTED_RETENTION:
+        while self._past and next(iter(self._past.values())).last_seen < now - TRAFFIC_RETENTION:
             self._past.popitem(last=False)
 
 
@@ -167,13 +166,10 @@ class MergedTraffic:
                     merged.add(key)
                     yield key, merge([edge, *(later[key] for later in peers[position + 1 :] if key in later)])
 
-    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
-        """Yield the plaintext and refused traffic that was last seen at a Unix time or later.
-
-        It reaches back for UNENCRYPTED_RETENTION, further than `edges`.
-        """
+    def seen_since(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges that were last seen at a Unix time or later, within TRAFFIC_RETENTION."""
         found: dict[EdgeKey, list[Edge]] = {}
-        for key, edge in chain(self._own.unencrypted(since), self._peers.unencrypted(since)):
+        for key, edge in chain(self._own.seen_since(since), self._peers.seen_since(since)):
             found.setdefault(key, []).append(edge)
         for key, edges in found.items():
             yield key, merge(edges)

@@ -14,7 +14,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import printable
 from xds.mesh.observe.counts import RETENTION
-from xds.mesh.observe.edges import Client, Target, TrafficMode
+from xds.mesh.observe.edges import TRAFFIC_RETENTION, Client, Target, TrafficMode
 from xds.mesh.observe.replica_codec import MODE_OF
 from xds.mesh.v1 import traffic_pb2 as pb
 
@@ -71,7 +71,8 @@ def parse_record(text: str) -> pb.ListTrafficResponse:
     for field in ("time", "request"):
         if not found.HasField(field):
             raise ValueError(f"is not the output of xds observe -o json: it has no {field}")
-    if found.request != pb.ListTrafficRequest():
+    request = found.request
+    if request.namespace or request.plaintext_only or request.denied_only:
         raise ValueError(
             "is only a part of the traffic: run xds observe -o json without -n, --plaintext, --denied"
         )
@@ -129,8 +130,10 @@ def _time(response: pb.ListTrafficResponse) -> float:
 
 
 def _start(response: pb.ListTrafficResponse) -> float:
-    """Return since when a response has all traffic: mutual TLS is forgotten after RETENTION."""
-    return max(response.since.ToMilliseconds() / 1000, _time(response) - RETENTION)
+    """Return since when a response has all traffic."""
+    request = response.request
+    period = request.period.ToMilliseconds() / 1000 if request.HasField("period") else RETENTION
+    return max(response.since.ToMilliseconds() / 1000, _time(response) - min(period, TRAFFIC_RETENTION))
 
 
 def _gaps(ordered: list[pb.ListTrafficResponse]) -> Iterator[str]:

@@ -335,18 +335,20 @@ class ConnectionResult(_message.Message):
     def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("manifests", "deletions", "observed", "default_namespace", "ignored_kinds")
+    __slots__ = ("manifests", "deletions", "observed", "default_namespace", "ignored_kinds", "replay")
     MANIFESTS_FIELD_NUMBER: _ClassVar[int]
     DELETIONS_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     IGNORED_KINDS_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
     manifests: _containers.RepeatedCompositeFieldContainer[Manifest]
     deletions: _containers.RepeatedScalarFieldContainer[str]
     observed: _duration_pb2.Duration
     default_namespace: str
     ignored_kinds: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, manifests: _Optional[_Iterable[_Union[Manifest, _Mapping]]] = ..., deletions: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., default_namespace: _Optional[str] = ..., ignored_kinds: _Optional[_Iterable[str]] = ...) -> None: ...
+    replay: _duration_pb2.Duration
+    def __init__(self, manifests: _Optional[_Iterable[_Union[Manifest, _Mapping]]] = ..., deletions: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., default_namespace: _Optional[str] = ..., ignored_kinds: _Optional[_Iterable[str]] = ..., replay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("name", "text")

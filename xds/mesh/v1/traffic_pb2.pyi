@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -11,14 +12,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ListTrafficRequest(_message.Message):
-    __slots__ = ("namespace", "plaintext_only", "denied_only")
+    __slots__ = ("namespace", "plaintext_only", "denied_only", "period")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PLAINTEXT_ONLY_FIELD_NUMBER: _ClassVar[int]
     DENIED_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     plaintext_only: bool
     denied_only: bool
-    def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ..., denied_only: _Optional[bool] = ...) -> None: ...
+    period: _duration_pb2.Duration
+    def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ..., denied_only: _Optional[bool] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ListTrafficResponse(_message.Message):
     __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped", "request", "incomplete")
