@@ -15,6 +15,7 @@ from tests.observe.records import response
 from tests.policy.meshes import pods
 from tests.policy.world import HTTP, TCP, mesh, pod, service
 from tests.support.authorization import authorization_policy, operation, source
+from tests.support.manifests import peer_authentication
 from xds.cli.generate import document
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
@@ -84,6 +85,13 @@ def test_rules(flows: list[Flow], rules: list[AllowRule]) -> None:
 def test_what_is_denied_today_is_not_allowed() -> None:
     denies = authorization_policy("shop", source(namespaces=["jobs"]), action="DENY")
     [policy] = least_privilege(mesh(*WORLD, *facts(denies)), [flow(FRONT), flow(BATCH)]).policies
+    assert policy.rules == (AllowRule((8080,), SHOP),)
+
+
+def test_plaintext_from_before_a_port_became_strict_is_not_allowed() -> None:
+    strict = facts(peer_authentication("shop", "STRICT"))
+    flows = [flow(FRONT), flow(CRON, mode="PLAINTEXT")]
+    [policy] = least_privilege(mesh(*WORLD, *strict), flows).policies
     assert policy.rules == (AllowRule((8080,), SHOP),)
 
 

@@ -61,8 +61,8 @@ def generate(
     There is one policy for each workload with a sidecar that was called. It names the service accounts that
     called each port with mutual TLS. A port that was called without mutual TLS stays open to all clients,
     because these have no identity. A workload that nobody called, and one that an ALLOW policy restricts
-    already, gets no policy: a comment names it. Traffic that was refused, or that today's policies deny, is
-    not allowed.
+    already, gets no policy: a comment names it. Traffic that was refused, or that today's policies and modes
+    refuse, is not allowed.
 
     The record has no methods and paths. Comments say what may be missing in it. The same record gives the
     same output.

@@ -11,13 +11,14 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Pod
+from xds.mesh.model.objects import Mode, Pod
 from xds.mesh.model.workload import NAME_LABELS, Workload, owner_name, workloads_of
 from xds.mesh.observe.edges import Target, TrafficMode
 from xds.mesh.observe.record import Flow
 from xds.mesh.observe.workloads import pod_of_target
 from xds.mesh.policy.access import permission, port_rules
 from xds.mesh.policy.authorization import Access, allow_policies_of
+from xds.mesh.policy.mtls import effective_mode
 
 _GENERATED_LABELS = {
     "apps.kubernetes.io/pod-index",
@@ -76,8 +77,8 @@ class LeastPrivilege:
 def least_privilege(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[str] = ()) -> LeastPrivilege:
     """Return the policies that allow recorded traffic, for the workloads with a sidecar.
 
-    Traffic that servers refused, or that today's policies deny, is not allowed. A workload that nobody called
-    gets no policy, because nothing says that nobody may call it.
+    Traffic that servers refused, or that today's policies and modes refuse, is not allowed. A workload that
+    nobody called gets no policy, because nothing says that nobody may call it.
 
     Args:
         mesh: the mesh, with today's policies.
@@ -174,6 +175,8 @@ def _add(mesh: Mesh, pod: Pod, port: int, flow: Flow, found: dict[int, _Allowed]
     rules = port_rules(mesh, pod, port)
     identity = f"spiffe://{principal}" if principal else ""
     if rules and permission(config, rules, identity).access is Access.DENIED:
+        return
+    if not principal and effective_mode(mesh, pod, port).mode is Mode.STRICT:
         return
     allowed = found.setdefault(port, _Allowed(set(), set()))
     if principal:
