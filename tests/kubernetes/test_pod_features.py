@@ -37,6 +37,7 @@ from tests.kubernetes.workloads import (
 )
 from tests.support.answers import UNANSWERED, Answer
 from tests.support.authorization import authorization_policy, source
+from tests.support.controlplane import run_xds
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
 from tests.support.prometheus import requires_prometheus
@@ -143,6 +144,57 @@ async def test_sidecars_use_endpoints_of_all_nodes(cluster: PodCluster, namespac
         return len(await answering(injected, "sticky")) == 1
 
     await eventually(is_sticky, timeout=PATIENCE, every=0.2)
+
+
+async def test_policies_for_what_sidecars_reported(
+    cluster: PodCluster, namespace: str, tmp_path: Path
+) -> None:
+    """The commands of the how-tos on least privilege, on a cluster and on its control plane."""
+    record, access, goal = (tmp_path / name for name in ("record.json", "access.yaml", "goal.yaml"))
+    await apply(
+        cluster, namespace, service("web"), server("Deployment", "web"), server("Deployment", "other")
+    )
+    injected, _ = await clients(cluster)
+    [other] = await cluster.pods(namespace, "other")
+    live = (f"--kubeconfig={await cluster.kubeconfig()}",)
+    offline = ("--kubernetes", *live)
+
+    async def called_by_other() -> str:
+        return (await ask(cluster, other, url(namespace), container="other")).code
+
+    async def is_recorded() -> bool:
+        await becomes(cluster, injected, url(namespace), SLEEP)
+        status, out, error = await run_xds("observe", "--since=1h", "-o", "json", *live)
+        assert status == 0, error
+        record.write_text(out)
+        edges = [edge for edge in json.loads(out)["edges"] if edge["namespace"] == namespace]
+        return [(edge["client"], edge["mode"]) for edge in edges] == [("sleep", "MTLS")]
+
+    async def verdicts() -> list[str]:
+        _, out, error = await run_xds("prove", "-f", goal, *offline, "-o", "json")
+        assert not error, error
+        return [each["verdict"] for each in json.loads(out)["assertions"]]
+
+    await eventually(is_recorded, timeout=PATIENCE, every=1)
+    assert await called_by_other() == "200"
+    only = {"from": [{"serviceAccounts": ["full/sleep"]}], "to": [{"services": [f"web.{namespace}"]}]}
+    goal.write_text(json.dumps({"assertions": [{"name": "only sleep calls web", "only": only}]}))
+    assert await verdicts() == ["fails"]
+
+    status, out, error = await run_xds("generate", *offline, "--record", record, "-n", namespace)
+    assert status == 0, error
+    access.write_text(out)
+    for options in ((*live, "--replay=1h"), (*offline, "--replay", record)):
+        _, out, error = await run_xds("plan", "-f", access, "-o", "json", *options)
+        found = json.loads(out)["replay"]
+        assert (found["changes"], int(found["flows"]) > 0) == ([], True), error
+
+    await cluster.kubectl("apply", "-f", str(access))
+    assert await verdicts() == ["holds"]
+    status, out, error = await run_xds("wait", f"authorizationpolicy/{namespace}/web", *live)
+    assert status == 0, out + error
+    assert await called_by_other() == "403"
+    await becomes(cluster, injected, url(namespace), SLEEP)
 
 
 async def test_drain_and_evictions_fail_no_request(cluster: PodCluster, namespace: str) -> None:

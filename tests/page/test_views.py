@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import (
@@ -24,7 +26,7 @@ from tests.page.meshes import (
 )
 
 HTTPBIN = "sidecar~127.10.1.1~httpbin.full~full.svc.cluster.local"
-VIEWS = ("map", "migration", "rollouts", "proxies", "problems")
+VIEWS = ("map", "migration", "access", "rollouts", "proxies", "problems")
 MORE_ROUTES = (
     "map?client=sleep.full&service=httpbin.full",
     "migration?namespace=partial",
@@ -347,6 +349,41 @@ def test_migration_is_done_when_all_is_strict_and_connected(page, own_server):
         assert "Done" in row.inner_text()
 
 
+def test_policies_for_observed_traffic_can_be_copied(page, own_server):
+    """The client 127.10.3.2 is sleep.legacy."""
+    report_connections(own_server.process.xds, HTTPBIN, [("127.10.3.2", 8080, False)])
+    open_view(page, own_server, "access?namespace=full")
+    row = page.locator("tbody tr", has_text="httpbin.full")
+    allowed = row.locator("td:nth-child(2)").inner_text()
+    assert re.findall(r"port 8080|all clients|legacy/sleep", allowed) == [
+        "port 8080",
+        "all clients",
+        "legacy/sleep",
+    ]
+    assert "none: no traffic to it was observed" in page.inner_text("tr:has-text('sleep.full')")
+    assert page.inner_text(".summary").startswith("New policies for 1 of 2 workloads, from the traffic of")
+    assert "incomplete the sidecar is not connected: " in page.inner_text(".output")
+    page.click('[data-key="policy httpbin.full"]')
+    shown = row.locator("pre").inner_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click('[data-key="copy"]')
+    page.wait_for_selector("[data-key=copy] >> text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == f"{shown}\n"
+    assert yaml.safe_load(shown)["spec"]["rules"] == [{"to": [{"operation": {"ports": ["8080"]}}]}]
+    (own_server.folder / "policy.yaml").write_text(shown)
+    page.wait_for_selector("text=none: already restricted by AuthorizationPolicy full/httpbin")
+    page.select_option('[data-key="rows"]', "policies")
+    page.wait_for_selector("text=Nothing matches the filters")
+
+
+def test_policies_are_not_copied_without_permission(page, own_server):
+    report_connections(own_server.process.xds, HTTPBIN, [("127.10.3.2", 8080, False)])
+    page.add_init_script("navigator.clipboard.writeText = () => Promise.reject(new Error())")
+    open_view(page, own_server, "access")
+    page.click('[data-key="copy"]')
+    page.wait_for_selector("[data-key=copy] >> text=use xds generate")
+
+
 def test_proxies_have_the_words_of_xds_status(page, server):
     open_view(page, server, "proxies")
     row = page.locator("tr", has_text="sleep.full")
@@ -482,6 +519,7 @@ def test_empty_mesh(page, tmp_path):
         for view, text in {
             "map": "There are no workloads and services",
             "migration": "There are no pods",
+            "access": "There are no pods with a sidecar",
             "rollouts": "No rollout is in progress",
             "proxies": "No proxy is connected",
             "problems": "No problems",

@@ -6,6 +6,7 @@ docs/reference/http-api.md describes. All requests only read.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
@@ -20,7 +21,7 @@ from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.objects_service import ObjectsService
-from xds.mesh.controlplane.page import config, migration
+from xds.mesh.controlplane.page import access_view, config, migration
 from xds.mesh.controlplane.page.access import Access, Respond
 from xds.mesh.controlplane.page.encoding import encode
 from xds.mesh.controlplane.page.events import ViewEvents
@@ -112,6 +113,7 @@ class Page:
             "explain": self._json(self._explain),
             "map": self._json(self._map, self._graph.get),
             "migration": self._json(self._migration),
+            "access": self._json(_access_view),
             "events": self._stream_events,
         }
         for name, handler in handlers.items():
@@ -255,6 +257,7 @@ class Page:
         return {
             "map": await self._map_state(observed),
             "migration": (self._breaks.version, id(controller.mesh), observed, backend.traffic.connected),
+            "access": (id(controller.mesh), observed),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
             "rollouts": _rollouts_state(controller.rollouts),
@@ -267,6 +270,11 @@ class Page:
             await self._maps.refresh(self._graph.value)
         self._maps_state = state
         return state
+
+
+async def _access_view(backend: Backend, _: Mapping[str, str]) -> dict[str, Any]:
+    traffic = await backend.traffic.list(access_view.REQUEST)
+    return await asyncio.to_thread(access_view.view, backend.controller.mesh, traffic)
 
 
 class _NotReadyError(Exception):

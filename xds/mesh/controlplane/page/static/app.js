@@ -1,5 +1,6 @@
 // Shows the view that the URL names, and keeps it up to date.
 
+import * as access from "./access.js";
 import { ApiError, get, listen } from "./api.js";
 import { empty, h, replace } from "./dom.js";
 import * as map from "./map.js";
@@ -12,7 +13,7 @@ import { change, current } from "./route.js";
 
 // A view has a title, the names of the events that concern it, and `create(route, refresh)`, which returns
 // { element, load(route), show(data, route), isVolatile(data) }.
-const views = { map, migration, rollouts, proxies, problems };
+const views = { map, migration, access, rollouts, proxies, problems };
 const VOLATILE_INTERVAL = 5000; // milliseconds
 const MAX_LOAD = 0.1; // share of the time in which changes cause loads: the server limits each client's CPU time
 

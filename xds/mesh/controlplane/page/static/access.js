@@ -1,0 +1,80 @@
+// The view of access: who called each workload, and the AuthorizationPolicy that allows that and nothing else.
+
+import { get } from "./api.js";
+import { badge, count, duration, empty, h, replace } from "./dom.js";
+import { table } from "./table.js";
+import { frame, choice, matches, namespaceOptions, search, sync } from "./toolbar.js";
+
+export const title = "Access";
+export const topics = ["access"];
+
+export function create(route, refresh) {
+  const state = {};
+  const opened = new Set(); // workloads whose policies are shown
+  const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
+  const { view, toolbar, output } = frame(
+    search(route, "Search workloads and clients"),
+    namespaces,
+    choice(route, "rows", "Show", [["", "All workloads"], ["policies", "Workloads with a new policy"]]),
+  );
+  return {
+    ...view,
+    load: () => get("access"),
+    show(data, { query }) {
+      sync(toolbar, { query });
+      namespaceOptions(namespaces.querySelector("select"), data.rows.map((row) => row.namespace), query.namespace);
+      const rows = data.rows
+        .filter((row) => !query.namespace || row.namespace === query.namespace)
+        .filter((row) => row.policy || query.rows !== "policies")
+        .filter((row) => matches(`${row.workload} ${(row.rules ?? []).flatMap((rule) => rule.clients).join(" ")}`, query.search));
+      const policies = rows.filter((row) => row.policy).map((row) => row.policy);
+      replace(
+        output,
+        h("p", { class: "summary", role: "status" }, `New policies for ${policies.length} of ${count(rows.length, "workload")}, from the traffic of the last ${duration(data.seconds)} `, policies.length ? copyButton(policies) : ""),
+        data.enabled ? data.gaps.map((gap) => h("p", {}, badge("warn", "incomplete"), ` ${gap}`)) : h("p", {}, badge("bad", "observation is disabled"), " Start xds serve with --observe=true."),
+        rows.length ? table("Workloads", columns(data.accounts, opened), rows, state, () => refresh()) : empty(data.rows.length ? "Nothing matches the filters" : "There are no pods with a sidecar", ""),
+        h("p", { class: "note" }, "The policies deny what was not observed. Who called with mutual TLS is what the clients' own sidecars reported: check each client. Before you apply them, save them to a file, and run xds plan -f FILE --replay 7d."),
+      );
+    },
+  };
+}
+
+/** Return a button that copies policies. A browser allows that only on localhost and over TLS. */
+function copyButton(policies) {
+  async function copy(event) {
+    const button = event.currentTarget;
+    try {
+      await navigator.clipboard.writeText(`${policies.join("\n---\n")}\n`);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "The browser does not allow this page to copy: use xds generate";
+    }
+  }
+  return h("button", { type: "button", "data-key": "copy", onclick: copy }, "Copy as YAML");
+}
+
+function columns(accounts, opened) {
+  return [
+    { title: "Workload", value: (row) => row.workload, cell: (row) => h("strong", {}, row.workload) },
+    { title: "Allowed clients", cell: (row) => (row.policy ? row.rules.map(allowed) : "-") },
+    { title: "New policy", cell: (row) => (row.policy ? proposal(row, accounts, opened) : h("span", { class: "note" }, `none: ${row.reason}`)) },
+  ];
+}
+
+function allowed({ ports, clients, moreClients, isOpen }) {
+  return [
+    h("p", { class: "note" }, `port${ports.length === 1 ? "" : "s"} ${ports.join(", ")}`),
+    isOpen ? h("p", {}, badge("warn", "all clients"), " because some call it without mutual TLS:") : "",
+    h("ul", { class: "clients" }, clients.map((client) => h("li", {}, client)), moreClients ? h("li", {}, `and ${moreClients} more`) : ""),
+  ];
+}
+
+function proposal(row, accounts, opened) {
+  const isOpen = row.rules.some((rule) => rule.isOpen);
+  const effect = isOpen ? "" : h("p", {}, badge("denied", `denies ${row.denied} of ${count(accounts, "service account")}`), " and all clients without mutual TLS");
+  const toggle = (event) => (event.currentTarget.open ? opened.add(row.workload) : opened.delete(row.workload));
+  return [
+    effect,
+    h("details", { open: opened.has(row.workload), ontoggle: toggle }, h("summary", { "data-key": `policy ${row.workload}` }, "Policy"), h("pre", { tabindex: "0" }, row.policy)),
+  ];
+}
