@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import NamedTuple, TypeAlias
@@ -35,7 +35,7 @@ _GENERATED_LABELS = {
 """Labels that Kubernetes adds, and changes when it replaces pods."""
 
 
-_Flows: TypeAlias = dict[tuple[str, str], dict[int, list[Flow]]]
+FlowsByTarget: TypeAlias = dict[tuple[str, str], dict[int, list[Flow]]]
 """Traffic by namespace and name, and port, of its target."""
 
 
@@ -85,11 +85,7 @@ def least_privilege(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[st
         flows: the traffic.
         namespaces: namespaces of the workloads; empty for all.
     """
-    by_name: _Flows = {}
-    for flow in flows:
-        if flow.mode is not TrafficMode.REFUSED:
-            target = _without_pod(mesh, flow.target)
-            by_name.setdefault(target[:2], {}).setdefault(target.port, []).append(flow)
+    by_target = flows_by_target(mesh, flows)
     pods: dict[str, list[Pod]] = {}
     for pod in mesh.pods():
         pods.setdefault(pod.namespace, []).append(pod)
@@ -97,7 +93,7 @@ def least_privilege(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[st
     for workload in workloads_of(mesh.pods()).values():
         if not workload.sidecars or (namespaces and workload.namespace not in namespaces):
             continue
-        ports = _allowed(mesh, workload, by_name)
+        ports = _allowed(mesh, workload, by_target)
         selector, existing = _selector(workload, pods[workload.namespace]), _existing(mesh, workload)
         if existing:
             omitted.append((_name(workload), f"already restricted by {existing}"))
@@ -130,6 +126,27 @@ def _unique(workload: str, taken: Collection[str]) -> str:
     return next(each for each in names if each not in taken)
 
 
+def flows_by_target(mesh: Mesh, flows: Iterable[Flow]) -> FlowsByTarget:
+    """Index traffic that servers did not refuse by its target."""
+    found: FlowsByTarget = {}
+    for flow in flows:
+        if flow.mode is not TrafficMode.REFUSED:
+            target = _without_pod(mesh, flow.target)
+            found.setdefault(target[:2], {}).setdefault(target.port, []).append(flow)
+    return found
+
+
+def received(mesh: Mesh, pod: Pod, flows: FlowsByTarget) -> Iterator[tuple[int, Flow]]:
+    """Yield the traffic to a pod with a sidecar, and the pod's port."""
+    exposed = [(each.target, each.service.key, each.port.port) for each in mesh.exposures(pod)]
+    called = [(target, flows.get(key, {}).get(port, [])) for target, key, port in exposed]
+    for name in dict.fromkeys((pod.name, owner_name(pod.name))):
+        called += flows.get((pod.namespace, f"pod/{name}"), {}).items()
+    for port, found in called:
+        # Plaintext that only clients reported went to endpoints without a sidecar.
+        yield from ((port, flow) for flow in found if flow.mode is TrafficMode.MTLS or flow.by_server)
+
+
 def _without_pod(mesh: Mesh, target: Target) -> Target:
     """Return a target with the name of a pod that was replaced since as that of its workload."""
     pod = pod_of_target(target)
@@ -146,25 +163,13 @@ class _Allowed(NamedTuple):
     """Clients without an identity."""
 
 
-def _allowed(mesh: Mesh, workload: Workload, by_name: _Flows) -> Mapping[int, _Allowed]:
+def _allowed(mesh: Mesh, workload: Workload, flows: FlowsByTarget) -> Mapping[int, _Allowed]:
     """Return the clients of each port of a workload that today's policies do not deny."""
     found: dict[int, _Allowed] = {}
     for pod in workload.pods:
-        if not pod.has_sidecar:
-            continue
-        own = [(pod.namespace, f"pod/{name}") for name in dict.fromkeys((pod.name, owner_name(pod.name)))]
-        called = [
-            *(
-                (each.target, by_name.get(each.service.key, {}).get(each.port.port, []))
-                for each in mesh.exposures(pod)
-            ),
-            *chain.from_iterable(by_name.get(name, {}).items() for name in own),
-        ]
-        for port, flows in called:
-            for flow in flows:
-                # Plaintext that only clients reported went to endpoints without a sidecar.
-                if flow.mode is TrafficMode.MTLS or flow.by_server:
-                    _add(mesh, pod, port, flow, found)
+        if pod.has_sidecar:
+            for port, flow in received(mesh, pod, flows):
+                _add(mesh, pod, port, flow, found)
     return found
 
 

@@ -145,7 +145,7 @@ class _Replayer:
                 classes.setdefault(workload(old_pod), {})[senders] = None
         self._senders = {client: tuple(found) for client, found in classes.items()}
         self._outside = sender_key(before, OUTSIDE), sender_key(after, OUTSIDE)
-        self._addresses = _Addresses((before, after))
+        self._addresses = AddressClasses((before, after))
 
     def verdicts(self, target: Target, flows: Iterable[Flow]) -> Iterator[tuple[Flow, _Verdict]]:
         """Yield the verdicts on the flows to a target."""
@@ -296,8 +296,8 @@ class _PodPort:
         return answer_to_plaintext(mesh, endpoint, request)
 
 
-class _Addresses:
-    """Classes of addresses outside the mesh that AuthorizationPolicies cannot distinguish."""
+class AddressClasses:
+    """Classes of client addresses that AuthorizationPolicies cannot distinguish."""
 
     def __init__(self, meshes: Iterable[Mesh]) -> None:
         self._blocks = {

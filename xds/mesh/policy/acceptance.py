@@ -23,7 +23,7 @@ from xds.mesh.policy.access import (
     permission,
     port_rules,
 )
-from xds.mesh.policy.authorization import Access, conditions_of
+from xds.mesh.policy.authorization import Access, Request, conditions_of
 from xds.mesh.policy.describe import OTHER_PORTS
 from xds.mesh.policy.hop_text import MAX_NAMES, format_target
 from xds.mesh.policy.identities import account_of, representatives
@@ -55,13 +55,16 @@ def enforcement(mesh: Mesh, endpoint: Endpoint) -> Enforcement:
     return Enforcement(mode, rules, is_closed(mesh, endpoint))
 
 
-def accepted(config: MeshConfig, enforced: Enforcement, identity: str) -> Permission | None:
+def accepted(
+    config: MeshConfig, enforced: Enforcement, identity: str, request: Request | None = None
+) -> Permission | None:
     """Return how a server accepts connections, perhaps only of some requests; None if it refuses them all.
 
     Args:
         config: settings of the mesh.
         enforced: what the server's sidecar enforces.
         identity: SPIFFE ID of the client, which sends mutual TLS; empty for plaintext.
+        request: what else is known, as for `request_to`.
     """
     refused = Mode.DISABLE if identity else Mode.STRICT
     mode = enforced.mode.mode if enforced.mode else Mode.DISABLE
@@ -69,7 +72,7 @@ def accepted(config: MeshConfig, enforced: Enforcement, identity: str) -> Permis
         return None
     if enforced.rules is None:
         return Permission(Access.ALLOWED)
-    found = permission(config, enforced.rules, identity)
+    found = permission(config, enforced.rules, identity, request)
     return None if found.access is Access.DENIED else found
 
 

@@ -154,9 +154,9 @@ def identity_patterns(rules: Iterable[Rule]) -> Iterator[IdentityPattern]:
                 yield from ((condition.attribute, each) for each in (*condition.values, *condition.excluded))
 
 
-def patterns_of(rules: PortRules) -> frozenset[IdentityPattern]:
+def patterns_of(rules: PortRules | None) -> frozenset[IdentityPattern]:
     """Return the patterns of a port's rules for the client's SPIFFE ID."""
-    named = (rule for each in rules.each for rule in (*each.deny, *(each.allow or ())))
+    named = (rule for each in (rules.each if rules else ()) for rule in (*each.deny, *(each.allow or ())))
     return frozenset(identity_patterns(rule.rule for rule in named))
 
 

@@ -159,8 +159,7 @@ def _changes(before: Mesh, after: Mesh, pair: _Pair) -> Iterator[AccessChange]:
             if not (change and change[0] is AccessEffect.GAINED and current.access is plaintext[1].access):
                 yield change
 
-    rules = (enforced.rules for enforced in chain(*pair[0], *pair[1]) if enforced.rules)
-    patterns = {pattern for each in rules for pattern in patterns_of(each)}
+    patterns = {each for enforced in chain(*pair[0], *pair[1]) for each in patterns_of(enforced.rules)}
     for (effect, why), clients in clients_by_result(after, patterns, result):
         yield AccessChange(effect, clients, why)
 

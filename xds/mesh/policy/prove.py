@@ -109,9 +109,7 @@ def _counterexamples(mesh: Mesh, assertion: Assertion, enforced: Enforcement) ->
         yield _counterexample(enforced, ClientClass(""), plaintext)
     if not assertion.claim.is_about_clients or enforced.mode is None:
         return
-    patterns = {*identity_patterns([Rule(sources=assertion.sources)])}
-    if enforced.rules:
-        patterns |= patterns_of(enforced.rules)
+    patterns = {*identity_patterns([Rule(sources=assertion.sources)]), *patterns_of(enforced.rules)}
 
     def result(identity: str) -> Permission | None:
         return accepted(config, enforced, identity) if _is_concerned(mesh, assertion, identity) else None
