@@ -16,13 +16,13 @@ from tests.policy.meshes import pods
 from tests.policy.world import HTTP, TCP, mesh, pod, service
 from tests.support.authorization import authorization_policy, operation, source
 from tests.support.manifests import peer_authentication
-from xds.cli.generate import document
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import AuthorizationPolicy, Pod
 from xds.mesh.model.workload import workload_key
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, least_privilege
+from xds.mesh.observe.least_privilege_yaml import document
 from xds.mesh.observe.record import Flow, merge_records
 from xds.mesh.parse import parse
 from xds.mesh.policy.access import permission, port_rules

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from google.protobuf.json_format import MessageToJson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.observe.test_least_privilege import FRONT, WEB, facts, flow
+from tests.cli.commands import xds
+from tests.observe.records import response
+from tests.observe.test_least_privilege import DAY, FRONT, MANIFESTS, WEB, facts, flow
 from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, service
 from tests.support.authorization import Call, authorization_policy, is_allowed, operation, source, when
 from xds.mesh.model.mesh import Mesh
@@ -372,3 +376,84 @@ def test_naive_reading(
     }
     for row in rows:
         assert row.is_used is ((row.policy.name, row.rule) in used_rules)
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+SHOP = f"""{MANIFESTS}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: front-1, namespace: shop, labels: {{app: front, security.istio.io/tlsMode: istio}}}}
+spec: {{serviceAccountName: front, containers: [{{name: front}}]}}
+status: {{podIP: 10.0.0.2, phase: Running}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: web, namespace: shop}}
+spec:
+  selector: {{matchLabels: {{app: Web_1}}}}
+  rules:
+  - from: [{{source: {{namespaces: [shop]}}}}]
+  - from: [{{source: {{principals: [{GONE}]}}}}]
+"""
+PERIOD = "from 1970-01-02 00:00 UTC to 1970-01-03 00:00 UTC"
+BARE = "workloads with a sidecar and without an ALLOW policy: 1\n"
+
+
+def test_command(tmp_path: Path) -> None:
+    (tmp_path / "mesh.yaml").write_text(SHOP)
+    file = tmp_path / "traffic.json"
+    words = ("generate", "--manifests", tmp_path / "mesh.yaml", "--record", file, "--check")
+    file.write_text(MessageToJson(response(DAY, 2 * DAY, flow(FRONT))))
+    done = xds(*words)
+    assert (done.exit_code, done.stderr) == (1, BARE)
+    assert (
+        done.stdout
+        == f"""\
+POLICY    RULE      SERVERS      UNUSED BY
+shop/web  rules[0]  web.shop:80  shop/web
+shop/web  rules[1]  web.shop:80  not used at all: source.principal {GONE}
+
+2 of 2 rules of ALLOW policies allow access that was not used {PERIOD}
+"""
+    )
+    flows = [flow(each) for each in (FRONT, Client("shop", "web"), Client("jobs", "gone"))]
+    file.write_text(MessageToJson(response(DAY, 2 * DAY, *flows)))
+    done = xds(*words, "-n", "shop")
+    assert (done.exit_code, done.stderr) == (0, BARE)
+    assert done.stdout == f"0 of 2 rules of ALLOW policies allow access that was not used {PERIOD}\n"
+
+
+def test_command_calls_nothing_unused_if_something_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "mesh.yaml").write_text(SHOP)
+    file = tmp_path / "traffic.json"
+    words = ("generate", "--manifests", tmp_path / "mesh.yaml", "--record", file, "--check")
+    file.write_text(MessageToJson(response(DAY, 2 * DAY, enabled=False)))
+    done = xds(*words)
+    assert done.exit_code == 1
+    assert (
+        done.stderr
+        == f"""\
+the record is incomplete: observation is disabled
+the record is incomplete: no traffic was recorded
+{BARE}"""
+    )
+    assert "SERVERS      NOT OBSERVED\n" in done.stdout
+    assert "not observed at all: shop/front, shop/web\n" in done.stdout
+    assert done.stdout.endswith(
+        "not known to be complete: 2 of 2 rules of ALLOW policies allow access that was not observed "
+        f"{PERIOD}\n"
+    )
+    assert "used" not in done.stdout.lower()
+    assert xds(*words, "--dry-run").exit_code == 2
+    flows = [flow(each) for each in (FRONT, Client("shop", "web"), Client("jobs", "gone"))]
+    file.write_text(MessageToJson(response(DAY, 2 * DAY, *flows)))
+    kafka = (
+        "\n---\n{apiVersion: kafka.strimzi.io/v1, kind: Kafka, metadata: {name: events, namespace: shop}}\n"
+    )
+    (tmp_path / "mesh.yaml").write_text(SHOP + kafka)
+    done = xds(*words)
+    assert done.exit_code == 1
+    assert "Not considered: " in done.stderr
+    assert done.stdout.startswith("not known to be complete: 0 of 2 rules ")

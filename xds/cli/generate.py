@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,23 +10,23 @@ from xds.cli.manifests import read_mesh
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import STDIN, SourceOptions, fail
 from xds.cli.records import read_records
+from xds.cli.tables import Table
 from xds.mesh.model.names import join_names, unknown_name
 from xds.mesh.model.objects import DRY_RUN, printable
-from xds.mesh.observe.least_privilege import (
-    AllowRule,
-    LeastPrivilege,
-    WorkloadPolicy,
-    least_privilege,
-)
+from xds.mesh.observe.least_privilege import least_privilege
+from xds.mesh.observe.least_privilege_yaml import document
 from xds.mesh.observe.record import Record, in_words
+from xds.mesh.observe.unused_access import UnusedAccess, unused_access
+from xds.mesh.policy.hop_text import format_clients
 
 EXAMPLES = """
 xds generate --manifests mesh/ --record traffic.json > mesh/access.yaml
 xds generate --kubernetes --record monday.json --record tuesday.json -n shop --dry-run
+xds generate --kubernetes --record traffic.json --check
 """
 
-MAX_NAMES = 5
-"""Maximum number of clients that a comment names."""
+MAX_NAMES, MAX_SERVERS = 5, 3
+"""Maximum number of clients and of servers that a line names."""
 
 
 @grouped_options
@@ -55,6 +53,9 @@ def generate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help=f"Add the annotation {DRY_RUN}, to try the policies first.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Print which access of today's ALLOW policies is unused.")
+    ] = False,
 ) -> None:
     """Print AuthorizationPolicies that allow the recorded traffic, and nothing else.
 
@@ -67,9 +68,14 @@ def generate(
     The record has no methods and paths. Comments say what may be missing in it. The same record gives the
     same output.
 
-    Exit status: 0 printed, 1 there is nothing to restrict, 2 a file is no record, or wrong usage, 3 the API
-    server cannot be reached.
+    With --check, print no policies, but the access that the recorded traffic did not use: for each rule of
+    today's ALLOW policies and each server, the clients that the rule allows to call it, and that did not.
+
+    Exit status: 0 printed, or all access was used, 1 there is nothing to restrict, or access was not used or
+    is not known to be, 2 a file is no record, or wrong usage, 3 the API server cannot be reached.
     """
+    if check and dry_run:
+        fail("--dry-run has no effect with --check")
     if STDIN in record and STDIN in (source.manifests or ()):
         fail("stdin (-) can be either --manifests or --record, not both")
     found = read_records(record)
@@ -85,9 +91,13 @@ def generate(
     for name in namespaces or ():
         if name not in known:
             fail(unknown_name("namespace", name, known, "-n"))
-    generated = least_privilege(mesh, found.flows, namespaces or ())
-    for gap in found.gaps:
+    gaps = [*found.gaps, *(["no traffic was recorded"] if check and not found.flows else [])]
+    for gap in gaps:
         typer.echo(f"the record is incomplete: {printable(gap)}", err=True)
+    if check:
+        unused = unused_access(mesh, found.flows, namespaces or ())
+        _print_unused(found, unused, is_complete=not (gaps or read.not_considered))
+    generated = least_privilege(mesh, found.flows, namespaces or ())
     if not generated.policies:
         for workload, reason in generated.omitted:
             typer.echo(f"no policy for {workload}: {reason}", err=True)
@@ -95,48 +105,21 @@ def generate(
     typer.echo("\n".join(document(found, generated, dry_run=dry_run)))
 
 
-def document(record: Record, generated: LeastPrivilege, *, dry_run: bool) -> Iterator[str]:
-    """Yield the lines of the policies for a record, as YAML with comments."""
-    yield f"# Allows the traffic that was observed from {in_words(record.since)} to {in_words(record.until)}."
-    yield "# Who called with mutual TLS is what the clients' own sidecars reported: check each client."
-    yield from (f"# Incomplete: {printable(gap)}" for gap in record.gaps)
-    yield from (f"# No policy for {workload}: {reason}" for workload, reason in generated.omitted)
-    for number, policy in enumerate(generated.policies):
-        if number:
-            yield "---"
-        yield from _policy(policy, dry_run=dry_run)
-
-
-def _policy(policy: WorkloadPolicy, *, dry_run: bool) -> Iterator[str]:
-    yield "apiVersion: security.istio.io/v1"
-    yield "kind: AuthorizationPolicy"
-    yield "metadata:"
-    yield f"  name: {json.dumps(policy.name)}"
-    yield f"  namespace: {json.dumps(policy.namespace)}"
-    if dry_run:
-        yield "  annotations:"
-        yield f'    {DRY_RUN}: "true"'
-    yield "spec:"
-    yield "  selector:"
-    yield "    matchLabels:"
-    yield from (f"      {key}: {json.dumps(value)}" for key, value in policy.selector.items())
-    yield "  action: ALLOW"
-    yield "  rules:"
-    for rule in policy.rules:
-        yield from _rule(rule)
-
-
-def _rule(rule: AllowRule) -> Iterator[str]:
-    item = "  - "
-    if rule.principals:
-        yield "  - from:"
-        yield "    - source:"
-        yield "        principals:"
-        yield from (f"        - {json.dumps(principal)}" for principal in rule.principals)
-        item = "    "
-    else:
-        clients = printable(join_names(rule.without_identity, MAX_NAMES))
-        yield f"  # Open to all clients, because some have no identity: {clients}"
-    yield f"{item}to:"
-    yield "    - operation:"
-    yield f"        ports: {json.dumps([*map(str, rule.ports)])}"
+def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> NoReturn:
+    """Print access that was not used, and exit: with status 1 if there is any, or may be."""
+    verb = "used" if is_complete else "observed"
+    table = Table("POLICY", "RULE", "SERVERS", "UNUSED BY" if is_complete else "NOT OBSERVED")
+    for rule in found.rules:
+        policy, servers = f"{rule.policy.namespace}/{rule.policy.name}", join_names(rule.servers, MAX_SERVERS)
+        clients = ", ".join(filter(None, (format_clients(rule.clients), join_names(rule.others, MAX_NAMES))))
+        who = clients if rule.is_used else f"not {verb} at all: {clients}"
+        table.add_row(policy, f"rules[{rule.rule}]", servers, who)
+    if found.rules:
+        table.show()
+        typer.echo()
+    count = f"{len({each[:2] for each in found.rules})} of {found.checked} rules of ALLOW policies"
+    period = f"from {in_words(record.since)} to {in_words(record.until)}"
+    prefix = "" if is_complete else "not known to be complete: "
+    typer.echo(f"{prefix}{count} allow access that was not {verb} {period}")
+    typer.echo(f"workloads with a sidecar and without an ALLOW policy: {found.unrestricted}", err=True)
+    raise typer.Exit(int(bool(found.rules) or not is_complete))
