@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,7 +233,8 @@ BLOCKS = [("ipBlocks", value) for value in ("192.0.2.0/24", "10.1.0.0/16", f"{PO
 ADDRESSES = ("192.0.2.7", PODS[2].address, "8.8.8.8")
 ACCOUNTS = [Client(each.namespace, each.service_account) for each in PODS[1:]]
 GHOSTS = [Client("ghost", "x"), Client("ghost", "y"), Client("jobs", "gone")]
-OTHERS = [Client(*name.split("/")) for name in ("shop/z", "jobs/z", "other/z", "other/front", "ghost/front")]
+OTHERS = [Client(*each) for each in product(("shop", "jobs", "john", "pets", "ghost"), ("front", "other"))]
+"""Accounts of each class that the rules can tell apart, beside those above."""
 SERVERS = {
     8080: (WEB, "web.shop:80"),
     9090: (WEB._replace(port=90), "web.shop:90"),
@@ -297,10 +299,12 @@ class NaiveRule(NamedTuple):
     rule: dict[str, Any]
     port: int
     denied: list[dict[str, Any]]
+    strict: bool
 
     def subjects(self, found: Iterable[Sender]) -> set[Client | str]:
         """Return the accounts whose calls the rule allows, and words for what they have."""
-        allowed = [each for each in found if each.matches(self.rule, self.port, *self.denied)]
+        accepted = [each for each in found if each.identity or not self.strict]
+        allowed = [each for each in accepted if each.matches(self.rule, self.port, *self.denied)]
         values = [
             (f"{ATTRIBUTES[key]} {value}", source(**{key: [value]}))
             for each in self.rule.get("from", ())
@@ -313,7 +317,7 @@ class NaiveRule(NamedTuple):
             *("plaintext" for each in allowed if not each.identity),
         }
 
-    def permitted(self, *, strict: bool) -> set[Client | str]:
+    def given(self) -> set[Client | str]:
         """Return the existing accounts that it allows, and words for the clients that none of them is."""
         mine = self.subjects(sender for client in ACCOUNTS for sender in senders(client))
         clients = (*ACCOUNTS, *GHOSTS, *OTHERS)
@@ -321,7 +325,7 @@ class NaiveRule(NamedTuple):
             sender._replace(address=address)
             for sender in (
                 *(each for client in clients for each in senders(client)),
-                *(() if strict else senders(GHOSTS[0], mtls=False)),
+                *senders(GHOSTS[0], mtls=False),
             )
             for address in ADDRESSES
         ]
@@ -351,7 +355,7 @@ def test_naive_reading(
         (each.target, sender)
         for each in flows
         for mtls in [each.mode is TrafficMode.MTLS]
-        if mtls or (each.mode is TrafficMode.PLAINTEXT and each.by_server and not strict)
+        if mtls or (each.mode is TrafficMode.PLAINTEXT and each.by_server)
         for sender in senders(each.client, mtls=mtls)
     ]
     expected, used_rules = {}, set()
@@ -360,10 +364,10 @@ def test_naive_reading(
             called = [sender for each, sender in calls if each == target]
             if port == 7000 and not called and "7000" not in str((one, other, denied)):
                 continue
-            naive = NaiveRule(rule, port, denied)
+            naive = NaiveRule(rule, port, denied, strict)
             if used := naive.subjects(called):
                 used_rules.add((name, index))
-            if unused := naive.permitted(strict=strict) - used:
+            if unused := naive.given() - used:
                 expected[name, index, server] = unused
     rows = unused_access(world, flows).rules
     assert expected == {
