@@ -225,8 +225,8 @@ def test_stopped_replica_is_kept_until_its_edges_expire():
     assert peers
     peers.expire(NOON + RETENTION + 1)
     assert not peers
-    peers.expire(NOON + TRAFFIC_RETENTION + 1)
     assert peers.stopped == []
+    assert len(peers.past) == 1
 
 
 def test_traffic_of_other_replicas_is_remembered_longer_than_its_counts():
@@ -238,10 +238,9 @@ def test_traffic_of_other_replicas_is_remembered_longer_than_its_counts():
     assert list(merged.edges()) == []
     [(found, edge)] = merged.seen_since(NOON - 60)
     assert (found, edge.day(NOON)) == (key(), 0)
-    assert peers.stopped == ["b"]
-    assert peers.of("b") == [(found, edge)]
+    assert peers.past == [(found, edge)]
     peers.put("b", found, only(requests=1))
-    assert len(peers.of("b")) == 1
+    assert (len(peers.of("b")), len(list(merged.seen_since(0.0)))) == (1, 1)
     peers.expire(NOON + TRAFFIC_RETENTION + RETENTION)
     peers.expire(NOON + TRAFFIC_RETENTION + RETENTION)
     assert list(merged.seen_since(0.0)) == []
@@ -259,12 +258,22 @@ def test_older_copy_does_not_replace_remembered_traffic():
 
 
 def test_remembered_traffic_of_other_replicas_is_limited():
-    peers = PeerTraffic(max_edges=1, max_replicas=2)
+    peers = PeerTraffic(max_edges=2)
     for client in ("x", "y", "z"):
-        peers.put("b", key(client, TrafficMode.PLAINTEXT), only(requests=1))
+        peers.put(client, key(client, TrafficMode.PLAINTEXT), only(requests=1))
         peers.expire(NOON + RETENTION + 60)
     assert [found.client.name for found, _ in peers.seen_since(0.0)] == ["y", "z"]
-    assert peers.evicted == 1
+    assert (peers.evicted, peers.last_evicted) == (1, NOON)
+
+
+def test_remembered_traffic_of_several_replicas_is_one_edge():
+    peers, later = PeerTraffic(), only(requests=1)
+    later.add(Reporter.SERVER, 1, 0, NOON + 60)
+    for replica, edge in ("a", only(requests=1)), ("b", later), ("c", only(requests=1)):
+        peers.put(replica, key(), edge, now=NOON + RETENTION + 120)
+    [(_, edge)] = peers.past
+    assert (edge.first_seen, edge.last_seen, edge.by_server) == (NOON, NOON + 60, True)
+    assert peers.version == 2
 
 
 def test_older_copy_does_not_replace_an_edge():

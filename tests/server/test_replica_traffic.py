@@ -202,6 +202,7 @@ async def test_history_of_a_stopped_replica_reaches_later_ones() -> None:
             b.report("old", 3, TrafficMode.PLAINTEXT, Reporter.SERVER, ago=2 * DAY)
             b.report("curl", 3)
             b.traffic.reports.incomplete["full"] = reported
+            b.traffic.returned["full", "gone"] = reported
             await a.shows(curl=3)
             both = {("full", "sleep-a"), ("full", "sleep-b")}
             await eventually(lambda: a.traffic.connected == both, timeout=WITHIN)
@@ -217,6 +218,7 @@ async def test_history_of_a_stopped_replica_reaches_later_ones() -> None:
             await eventually(lambda: c.traffic.incomplete, timeout=WITHIN)
             [(namespace, at)] = c.traffic.incomplete.items()
             assert (namespace, at) == ("full", pytest.approx(reported, abs=5))
+            assert c.traffic.returned == {("full", "gone"): pytest.approx(reported, abs=5)}
             await eventually(lambda: c.missing() == a.missing() == [], timeout=WITHIN)
             assert c.traffic.since == pytest.approx(since, abs=1)
         assert a.seen() == {"curl": 3}

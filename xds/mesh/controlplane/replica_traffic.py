@@ -118,8 +118,6 @@ class ReplicaTraffic:
     """When one was last left out, as a Unix time in seconds; 0 if none was."""
     _incomplete: Mapping[str, float] = field(default_factory=dict)
     """When something of a sidecar's reports was last left out by a replica that has stopped."""
-    _evicted: int = 0
-    """`PeerTraffic.evicted` at that time."""
     returned: dict[PodKey, float] = field(default_factory=dict)
     """When sidecars that had been disconnected for longer than MAX_ABSENCE came back (Unix time)."""
     _absent_since: dict[PodKey, float] = field(default_factory=dict)
@@ -168,7 +166,8 @@ class ReplicaTraffic:
     @property
     def own_last_dropped(self) -> float:
         """When this replica or a stopped one last left something out, in Unix seconds; 0 if none did."""
-        return max(self.reports.last_dropped, self._last_dropped)
+        evicted = self.reports.traffic.last_evicted, self.peers.last_evicted
+        return max(self.reports.last_dropped, self._last_dropped, *evicted)
 
     @property
     def last_dropped(self) -> float:
@@ -342,10 +341,11 @@ class ReplicaTraffic:
             if message.HasField("last_dropped"):
                 peer.last_dropped = local(message.last_dropped)
             peer.incomplete = {namespace: local(at) for namespace, at in message.incomplete.items()}
+            for name_of_pod, at in message.returned.items():
+                pod = _pod_name(name_of_pod)
+                self.returned[pod] = max(local(at), self.returned.get(pod, 0.0))
             if message.HasField("sidecars"):
                 peer.connected = frozenset(_pod_name(pod) for pod in message.sidecars.pods)
-        if self._evicted != self.peers.evicted:
-            self._evicted, self._last_dropped = self.peers.evicted, now
 
     @property
     def name(self) -> str:

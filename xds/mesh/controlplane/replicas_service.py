@@ -29,6 +29,8 @@ MAX_STREAMS = 2 * MAX_REPLICAS
 """Maximum number of streams. A replica that reconnects may have two for a while."""
 EDGES_PER_MESSAGE = 500
 """Maximum number of edges of a message. An edge takes up to 5 kB."""
+_PAST = "-"
+"""Stands for the replica of edges without counts."""
 
 
 class ReplicasService:
@@ -72,11 +74,12 @@ class ReplicasService:
         )
         sent = [(0, set[str]())] * len(parts)
         sidecars: frozenset[PodKey] | None = None
+        returned: dict[PodKey, float] = {}
         while True:
             edges = [
                 edge for part, state in zip(parts, sent, strict=True) for edge in self._edges(*part, *state)
             ]
-            sent = [(own.version, set(peers.stopped)) for own, peers in parts]
+            sent = [(own.version, {_PAST, *peers.stopped}) for own, peers in parts]
             remaining = iter(edges)
             while chunk := list(islice(remaining, EDGES_PER_MESSAGE)):
                 yield await self._message(chunk)
@@ -86,13 +89,21 @@ class ReplicasService:
                 last.sidecars.CopyFrom(pb.ConnectedSidecars(pods=pods))
             for namespace, at in self._traffic.own_incomplete.items():
                 last.incomplete[namespace].FromMilliseconds(round(at * 1000))
+            for pod, at in self._traffic.returned.items() - returned.items():
+                last.returned["/".join(pod)].FromMilliseconds(round(at * 1000))
+            returned = dict(self._traffic.returned)
             yield last
             await asyncio.sleep(UPDATE_INTERVAL)
 
     def _edges(
         self, own: Traffic, peers: PeerTraffic, version: int, sent_replicas: set[str]
     ) -> Iterator[tuple[str, EdgeKey, Edge]]:
-        """Yield own edges that have changed since a version, and those of further replicas that stopped."""
+        """Yield own edges that have changed since a version, and those of further replicas that stopped.
+
+        Edges without counts, which belong to no replica, are sent once.
+        """
+        if _PAST not in sent_replicas:
+            yield from ((_PAST, key, edge) for key, edge in peers.past)
         for replica in peers.stopped:
             if replica not in sent_replicas:
                 yield from ((replica, key, edge) for key, edge in peers.of(replica))

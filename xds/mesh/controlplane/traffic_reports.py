@@ -78,7 +78,6 @@ class TrafficReports:
 
         Servers report all plaintext that they accept, so this concerns only ports of pods in the namespace.
         """
-        self._noted_evictions = 0
         self._started = time.time()
         self._controller = controller
         self._budgets = Budgets(Limits(streams=MAX_STREAMS))
@@ -110,11 +109,6 @@ class TrafficReports:
         """Return the number of reports, entries and edges that were left out."""
         denials = self.denials.excess + self.denials.evicted
         return self.dropped.total() + self._omitted + self.traffic.evicted + denials
-
-    def _note_evictions(self, now: float) -> None:
-        """Update `last_dropped` at a Unix time, after a report was read."""
-        if self.traffic.evicted != self._noted_evictions:
-            self._noted_evictions, self.last_dropped = self.traffic.evicted, now
 
     def _note_incomplete(self, namespace: str) -> None:
         now = time.time()
@@ -196,7 +190,6 @@ class TrafficReports:
                 read(self._controller.mesh, pod, message, now=now)
         if pod is None or message is None or self._omitted != omitted:
             self._note_incomplete(key[0])
-        self._note_evictions(now)
 
     @property
     def _omitted(self) -> int:

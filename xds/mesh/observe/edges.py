@@ -275,6 +275,8 @@ class Traffic:
         """Number of reported requests by `EdgeKey.series`; forgotten with the last edge of the series."""
         self.evicted = 0
         """Number of edges that were forgotten because there were too many."""
+        self.last_evicted = 0.0
+        """Unix time at which such an edge was last seen, the latest of them; 0 if there is none."""
         self.excess = 0
         """Number of reported edges that were ignored because their sidecar has too many."""
         self.version = 0
@@ -402,6 +404,7 @@ class Traffic:
         _, edge = self._past.popitem(last=False) if self._past else self._pop_oldest()
         self._release(edge)
         self.evicted += 1
+        self.last_evicted = max(self.last_evicted, edge.last_seen)
 
     def _pop_oldest(self) -> tuple[EdgeKey, Edge]:
         key, edge = self._edges.popitem(last=False)

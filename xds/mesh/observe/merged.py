@@ -51,12 +51,14 @@ class PeerTraffic:
         """The replicas that are running."""
         self.evicted = 0
         """Number of edges that were forgotten because there were too many edges or replicas."""
+        self.last_evicted = 0.0
+        """Unix time at which such an edge was last seen, the latest of them; 0 if there is none."""
         self.version = 0
         """Number of received edges, to detect changes."""
         self._replicas: OrderedDict[str, _Edges] = OrderedDict()
         """The edges of each replica; the replicas that changed longest ago first."""
-        self._past: OrderedDict[tuple[str, EdgeKey], Edge] = OrderedDict()
-        """Edges that were last seen longer ago than RETENTION, by replica and key."""
+        self._past = _Edges()
+        """Edges of all replicas that were last seen longer ago than RETENTION."""
         self._max_edges = max_edges
         self._max_replicas = max_replicas
 
@@ -66,8 +68,12 @@ class PeerTraffic:
     @property
     def stopped(self) -> list[str]:
         """The replicas that have stopped and whose edges are kept."""
-        known = dict.fromkeys((*(name for name, _ in self._past), *self._replicas))
-        return [name for name in known if name not in self.live]
+        return [name for name in self._replicas if name not in self.live]
+
+    @property
+    def past(self) -> list[tuple[EdgeKey, Edge]]:
+        """The edges without counts, of all replicas together."""
+        return list(self._past.items())
 
     @property
     def by_replica(self) -> Sequence[Mapping[EdgeKey, Edge]]:
@@ -76,14 +82,11 @@ class PeerTraffic:
 
     def of(self, replica: str) -> list[tuple[EdgeKey, Edge]]:
         """Return the edges of a replica, the ones that were seen longest ago first."""
-        past = [(key, edge) for (name, key), edge in self._past.items() if name == replica]
-        return [*past, *self._replicas.get(replica, _Edges()).items()]
+        return list(self._replicas.get(replica, _Edges()).items())
 
     def seen_since(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
         """Yield the edges that were last seen at a Unix time or later."""
-        past = ((key, edge) for (_, key), edge in tuple(self._past.items()))
-        recent = (item for edges in self.by_replica for item in tuple(edges.items()))
-        for key, edge in chain(past, recent):
+        for key, edge in chain.from_iterable(tuple(each.items()) for each in (self._past, *self.by_replica)):
             if edge.last_seen >= since:
                 yield key, edge
 
@@ -99,28 +102,26 @@ class PeerTraffic:
             now: Unix time, in seconds.
         """
         if edge.last_seen < now - RETENTION:
-            known = self._replicas.get(replica, _Edges()).get(key) or self._past.get((replica, key))
-            if not (key.denial or (known and known.last_seen >= edge.last_seen)):
-                self._past[replica, key] = edge
-                self.version += 1
+            if not key.denial:
+                self._remember(key, edge)
             return
         edges = self._replicas.setdefault(replica, _Edges())
         self._replicas.move_to_end(replica)
         known = edges.get(key)
         if is_copy and known and edge.last_seen < known.last_seen + CLOCK_TOLERANCE:
             return
-        self._past.pop((replica, key), None)
         edges[key] = edge
         edges.move_to_end(key)
         self.version += 1
         if len(edges) > self._max_edges:
-            edges.popitem(last=False)
-            self.evicted += 1
+            self._evict(edges)
         if len(self._replicas) > self._max_replicas:
             replica = next(
                 (name for name in self._replicas if name not in self.live), next(iter(self._replicas))
             )
-            self.evicted += len(self._replicas.pop(replica))
+            edges = self._replicas.pop(replica)
+            while edges:
+                self._evict(edges)
 
     def expire(self, now: float) -> None:
         """Forget the edges whose retention has passed, and counts that are no longer kept."""
@@ -129,14 +130,27 @@ class PeerTraffic:
                 key, edge = edges.popitem(last=False)
                 if not key.denial:
                     edge.clear_counts()
-                    self._past[name, key] = edge
+                    self._remember(key, edge)
             if not edges:
                 del self._replicas[name]
-        while len(self._past) > self._max_edges * self._max_replicas:
-            self._past.popitem(last=False)
-            self.evicted += 1
         while self._past and next(iter(self._past.values())).last_seen < now - TRAFFIC_RETENTION:
             self._past.popitem(last=False)
+
+    def _remember(self, key: EdgeKey, edge: Edge) -> None:
+        """Keep an edge without counts. Those of several replicas are one."""
+        known = self._past.get(key)
+        if known is None or known.last_seen < edge.last_seen:
+            self._past[key] = merge([edge, known]) if known else edge
+            self._past.move_to_end(key)
+            self.version += 1
+        if len(self._past) > self._max_edges:
+            self._evict(self._past)
+
+    def _evict(self, edges: _Edges) -> None:
+        """Forget the edge that was seen longest ago, because there are too many."""
+        _, edge = edges.popitem(last=False)
+        self.evicted += 1
+        self.last_evicted = max(self.last_evicted, edge.last_seen)
 
 
 class MergedTraffic:

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from xds.mesh.v1 import traffic_pb2 as xds_dot_mesh_dot_v1_dot_traffic__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/mesh/v1/replicas.proto\x12\x0bxds.mesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19xds/mesh/v1/traffic.proto\"\x1c\n\x1aWatchReplicaTrafficRequest\"\xe1\x03\n\x0eReplicaTraffic\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12\'\n\x05\x65\x64ges\x18\x05 \x03(\x0b\x32\x18.xds.mesh.v1.ReplicaEdge\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\x12\x30\n\x08sidecars\x18\x07 \x01(\x0b\x32\x1e.xds.mesh.v1.ConnectedSidecars\x12\x30\n\x0clast_dropped\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\nincomplete\x18\t \x03(\x0b\x32+.xds.mesh.v1.ReplicaTraffic.IncompleteEntry\x12)\n\x07\x64\x65nials\x18\n \x03(\x0b\x32\x18.xds.mesh.v1.ReplicaEdge\x1aM\n\x0fIncompleteEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\"!\n\x11\x43onnectedSidecars\x12\x0c\n\x04pods\x18\x01 \x03(\t\"\xdd\x01\n\x0bReplicaEdge\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12&\n\x04\x65\x64ge\x18\x02 \x01(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\x12*\n\x06\x63lient\x18\x03 \x01(\x0b\x32\x1a.xds.mesh.v1.TrafficCounts\x12*\n\x06server\x18\x04 \x01(\x0b\x32\x1a.xds.mesh.v1.TrafficCounts\x12*\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1a.xds.mesh.v1.TrafficCounts\x12\x11\n\tby_server\x18\x06 \x01(\x08\".\n\rTrafficCounts\x12\x0f\n\x07minutes\x18\x01 \x03(\r\x12\x0c\n\x04tens\x18\x02 \x03(\r2b\n\x08Replicas\x12V\n\x0cWatchTraffic\x12\'.xds.mesh.v1.WatchReplicaTrafficRequest\x1a\x1b.xds.mesh.v1.ReplicaTraffic0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/mesh/v1/replicas.proto\x12\x0bxds.mesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19xds/mesh/v1/traffic.proto\"\x1c\n\x1aWatchReplicaTrafficRequest\"\xeb\x04\n\x0eReplicaTraffic\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\x12\'\n\x05\x65\x64ges\x18\x05 \x03(\x0b\x32\x18.xds.mesh.v1.ReplicaEdge\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\x12\x30\n\x08sidecars\x18\x07 \x01(\x0b\x32\x1e.xds.mesh.v1.ConnectedSidecars\x12\x30\n\x0clast_dropped\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\nincomplete\x18\t \x03(\x0b\x32+.xds.mesh.v1.ReplicaTraffic.IncompleteEntry\x12)\n\x07\x64\x65nials\x18\n \x03(\x0b\x32\x18.xds.mesh.v1.ReplicaEdge\x12;\n\x08returned\x18\x0b \x03(\x0b\x32).xds.mesh.v1.ReplicaTraffic.ReturnedEntry\x1aM\n\x0fIncompleteEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\x1aK\n\rReturnedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\"!\n\x11\x43onnectedSidecars\x12\x0c\n\x04pods\x18\x01 \x03(\t\"\xdd\x01\n\x0bReplicaEdge\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12&\n\x04\x65\x64ge\x18\x02 \x01(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\x12*\n\x06\x63lient\x18\x03 \x01(\x0b\x32\x1a.xds.mesh.v1.TrafficCounts\x12*\n\x06server\x18\x04 \x01(\x0b\x32\x1a.xds.mesh.v1.TrafficCounts\x12*\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x1a.xds.mesh.v1.TrafficCounts\x12\x11\n\tby_server\x18\x06 \x01(\x08\".\n\rTrafficCounts\x12\x0f\n\x07minutes\x18\x01 \x03(\r\x12\x0c\n\x04tens\x18\x02 \x03(\r2b\n\x08Replicas\x12V\n\x0cWatchTraffic\x12\'.xds.mesh.v1.WatchReplicaTrafficRequest\x1a\x1b.xds.mesh.v1.ReplicaTraffic0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPLICATRAFFIC_INCOMPLETEENTRY']._loaded_options = None
   _globals['_REPLICATRAFFIC_INCOMPLETEENTRY']._serialized_options = b'8\001'
+  _globals['_REPLICATRAFFIC_RETURNEDENTRY']._loaded_options = None
+  _globals['_REPLICATRAFFIC_RETURNEDENTRY']._serialized_options = b'8\001'
   _globals['_WATCHREPLICATRAFFICREQUEST']._serialized_start=103
   _globals['_WATCHREPLICATRAFFICREQUEST']._serialized_end=131
   _globals['_REPLICATRAFFIC']._serialized_start=134
-  _globals['_REPLICATRAFFIC']._serialized_end=615
-  _globals['_REPLICATRAFFIC_INCOMPLETEENTRY']._serialized_start=538
-  _globals['_REPLICATRAFFIC_INCOMPLETEENTRY']._serialized_end=615
-  _globals['_CONNECTEDSIDECARS']._serialized_start=617
-  _globals['_CONNECTEDSIDECARS']._serialized_end=650
-  _globals['_REPLICAEDGE']._serialized_start=653
-  _globals['_REPLICAEDGE']._serialized_end=874
-  _globals['_TRAFFICCOUNTS']._serialized_start=876
-  _globals['_TRAFFICCOUNTS']._serialized_end=922
-  _globals['_REPLICAS']._serialized_start=924
-  _globals['_REPLICAS']._serialized_end=1022
+  _globals['_REPLICATRAFFIC']._serialized_end=753
+  _globals['_REPLICATRAFFIC_INCOMPLETEENTRY']._serialized_start=599
+  _globals['_REPLICATRAFFIC_INCOMPLETEENTRY']._serialized_end=676
+  _globals['_REPLICATRAFFIC_RETURNEDENTRY']._serialized_start=678
+  _globals['_REPLICATRAFFIC_RETURNEDENTRY']._serialized_end=753
+  _globals['_CONNECTEDSIDECARS']._serialized_start=755
+  _globals['_CONNECTEDSIDECARS']._serialized_end=788
+  _globals['_REPLICAEDGE']._serialized_start=791
+  _globals['_REPLICAEDGE']._serialized_end=1012
+  _globals['_TRAFFICCOUNTS']._serialized_start=1014
+  _globals['_TRAFFICCOUNTS']._serialized_end=1060
+  _globals['_REPLICAS']._serialized_start=1062
+  _globals['_REPLICAS']._serialized_end=1160
 # @@protoc_insertion_point(module_scope)

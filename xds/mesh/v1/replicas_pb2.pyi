@@ -15,8 +15,15 @@ class WatchReplicaTrafficRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReplicaTraffic(_message.Message):
-    __slots__ = ("replica", "time", "since", "dropped", "edges", "complete", "sidecars", "last_dropped", "incomplete", "denials")
+    __slots__ = ("replica", "time", "since", "dropped", "edges", "complete", "sidecars", "last_dropped", "incomplete", "denials", "returned")
     class IncompleteEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _timestamp_pb2.Timestamp
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    class ReturnedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +40,7 @@ class ReplicaTraffic(_message.Message):
     LAST_DROPPED_FIELD_NUMBER: _ClassVar[int]
     INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
     DENIALS_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
     replica: str
     time: _timestamp_pb2.Timestamp
     since: _timestamp_pb2.Timestamp
@@ -43,7 +51,8 @@ class ReplicaTraffic(_message.Message):
     last_dropped: _timestamp_pb2.Timestamp
     incomplete: _containers.MessageMap[str, _timestamp_pb2.Timestamp]
     denials: _containers.RepeatedCompositeFieldContainer[ReplicaEdge]
-    def __init__(self, replica: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[ReplicaEdge, _Mapping]]] = ..., complete: _Optional[bool] = ..., sidecars: _Optional[_Union[ConnectedSidecars, _Mapping]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., incomplete: _Optional[_Mapping[str, _timestamp_pb2.Timestamp]] = ..., denials: _Optional[_Iterable[_Union[ReplicaEdge, _Mapping]]] = ...) -> None: ...
+    returned: _containers.MessageMap[str, _timestamp_pb2.Timestamp]
+    def __init__(self, replica: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[ReplicaEdge, _Mapping]]] = ..., complete: _Optional[bool] = ..., sidecars: _Optional[_Union[ConnectedSidecars, _Mapping]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., incomplete: _Optional[_Mapping[str, _timestamp_pb2.Timestamp]] = ..., denials: _Optional[_Iterable[_Union[ReplicaEdge, _Mapping]]] = ..., returned: _Optional[_Mapping[str, _timestamp_pb2.Timestamp]] = ...) -> None: ...
 
 class ConnectedSidecars(_message.Message):
     __slots__ = ("pods",)
