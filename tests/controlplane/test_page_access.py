@@ -23,6 +23,7 @@ def flow(name: str, mode: TrafficMode = TrafficMode.MTLS) -> Flow:
 def test_rows_have_the_clients_and_what_the_policy_denies() -> None:
     found = view(mesh(*WORLD), response(0, 60, flow("api"), flow("gone")))
     assert (found["accounts"], found["seconds"], found["gaps"]) == (2, 60, [])
+    assert found["comments"][0].startswith("# Allows the traffic that was observed from 1970-01-01 00:00 UTC")
     unused, row = found["rows"]
     assert (unused["workload"], unused["reason"]) == ("api.shop", "no traffic to it was observed")
     assert row["rules"] == [

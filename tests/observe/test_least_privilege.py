@@ -21,7 +21,7 @@ from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import AuthorizationPolicy, Pod
 from xds.mesh.model.workload import workload_key
 from xds.mesh.observe.edges import Client, Target, TrafficMode
-from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, least_privilege
+from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, gaps, least_privilege
 from xds.mesh.observe.least_privilege_yaml import document
 from xds.mesh.observe.record import Flow, merge_records
 from xds.mesh.parse import parse
@@ -86,6 +86,15 @@ def test_what_is_denied_today_is_not_allowed() -> None:
     denies = authorization_policy("shop", source(namespaces=["jobs"]), action="DENY")
     [policy] = least_privilege(mesh(*WORLD, *facts(denies)), [flow(FRONT), flow(BATCH)]).policies
     assert policy.rules == (AllowRule((8080,), SHOP),)
+
+
+def test_traffic_to_what_no_longer_exists_is_a_gap() -> None:
+    targets = [WEB, WEB._replace(port=81), Target("shop", "old", 80)]
+    targets += [Target("shop", f"pod/{name}", 7000) for name in ("web-1", "job-x2x7k")]
+    record = merge_records([response(0, 10, *(flow(FRONT, target) for target in targets))])
+    assert gaps(mesh(*WORLD), record) == [
+        "traffic was sent to ports that no longer exist: old.shop:80, pod/job-x2x7k.shop:7000, web.shop:81"
+    ]
 
 
 def test_plaintext_from_before_a_port_became_strict_is_not_allowed() -> None:
@@ -197,7 +206,7 @@ FLOWS = st.lists(st.builds(Flow, TARGETS, CLIENTS, MODES, st.just(1), st.just(2)
 @given(worlds(), FLOWS)
 def test_policies_allow_what_was_recorded_and_nothing_else(world: Mesh, flows: list[Flow]) -> None:
     generated = least_privilege(world, flows)
-    text = "\n".join(document(merge_records([response(0, DAY)]), generated, dry_run=False))
+    text = "\n".join(document(merge_records([response(0, DAY)]), (), generated))
     policies = facts(*filter(None, yaml.safe_load_all(text)))
     after = Mesh([*world.facts(), *policies], world.config)
     for server in after.pods():

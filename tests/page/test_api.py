@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -201,6 +202,37 @@ async def test_few_views_are_computed_at_a_time(monkeypatch):
     release.set()
     await asyncio.gather(*tasks)
     assert done == [200] * 10
+
+
+async def test_view_of_access_is_computed_once_for_all_clients(monkeypatch):
+    running, release = [], threading.Event()
+
+    def compute(mesh: object, traffic: object) -> dict:
+        running.append(mesh)
+        assert release.wait(60)
+        return {"rows": []}
+
+    async def listed(_: object) -> None: ...
+
+    monkeypatch.setattr(api.access_view, "view", compute)
+    monkeypatch.setattr(api, "client_of", lambda request: request.client)
+    traffic = SimpleNamespace(list=listed, traffic=False, connected=frozenset())
+    page = api.Page(Access())
+    page.start(SimpleNamespace(controller=SimpleNamespace(mesh="mesh"), traffic=traffic))
+    respond = page._json(page._access_view, page._compute_access)
+    requests = [
+        asyncio.create_task(respond(SimpleNamespace(query={}, client=HttpClient(f"192.0.2.{number}"))))
+        for number in range(20)
+    ]
+    await eventually(lambda: running)
+    for request in requests[:10]:  # Their clients have disconnected.
+        request.cancel()
+    release.set()
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    assert [answer.text for answer in answers[10:]] == ['{"rows":[]}'] * 10
+    assert running == ["mesh"]
+    assert (await respond(SimpleNamespace(query={}, client=HttpClient("192.0.2.1")))).status == 200
+    assert running == ["mesh"], "it is up to date"
 
 
 # --- files --------------------------------------------------------------------------------------------------

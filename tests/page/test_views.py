@@ -368,7 +368,9 @@ def test_policies_for_observed_traffic_can_be_copied(page, own_server):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click('[data-key="copy"]')
     page.wait_for_selector("[data-key=copy] >> text=Copied")
-    assert page.evaluate("navigator.clipboard.readText()") == f"{shown}\n"
+    comments, _, copied = page.evaluate("navigator.clipboard.readText()").partition("apiVersion")
+    assert f"apiVersion{copied}" == f"{shown}\n"
+    assert "\n# Incomplete: the sidecar is not connected: " in comments
     assert yaml.safe_load(shown)["spec"]["rules"] == [{"to": [{"operation": {"ports": ["8080"]}}]}]
     (own_server.folder / "policy.yaml").write_text(shown)
     page.wait_for_selector("text=none: already restricted by AuthorizationPolicy full/httpbin")

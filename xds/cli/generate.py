@@ -11,9 +11,9 @@ from xds.cli.option_groups import grouped_options
 from xds.cli.options import STDIN, SourceOptions, fail
 from xds.cli.records import read_records
 from xds.cli.tables import Table
-from xds.mesh.model.names import join_names, unknown_name
+from xds.mesh.model.names import unknown_name
 from xds.mesh.model.objects import DRY_RUN, printable
-from xds.mesh.observe.least_privilege import least_privilege
+from xds.mesh.observe.least_privilege import gaps, least_privilege
 from xds.mesh.observe.least_privilege_yaml import document
 from xds.mesh.observe.record import Record, in_words
 from xds.mesh.observe.unused_access import UnusedAccess, unused_access
@@ -24,9 +24,6 @@ xds generate --manifests mesh/ --record traffic.json > mesh/access.yaml
 xds generate --kubernetes --record monday.json --record tuesday.json -n shop --dry-run
 xds generate --kubernetes --record traffic.json --check
 """
-
-MAX_NAMES, MAX_SERVERS = 5, 3
-"""Maximum number of clients and of servers that a line names."""
 
 
 @grouped_options
@@ -71,8 +68,9 @@ def generate(
     With --check, print no policies, but the access that the recorded traffic did not use: for each rule of
     today's ALLOW policies and each server, the clients that the rule allows to call it, and that did not.
 
-    Exit status: 0 printed, or all access was used, 1 there is nothing to restrict, or access was not used or
-    is not known to be, 2 a file is no record, or wrong usage, 3 the API server cannot be reached.
+    Exit status: 0 printed, or all access was used, 1 there is nothing to restrict, some access was not used,
+    or the record may be incomplete, 2 a file is no record, or wrong usage, 3 the API server cannot be
+    reached.
     """
     if check and dry_run:
         fail("--dry-run has no effect with --check")
@@ -91,18 +89,18 @@ def generate(
     for name in namespaces or ():
         if name not in known:
             fail(unknown_name("namespace", name, known, "-n"))
-    gaps = [*found.gaps, *(["no traffic was recorded"] if check and not found.flows else [])]
-    for gap in gaps:
+    missing = [*gaps(mesh, found), *(["no traffic was recorded"] if check and not found.flows else [])]
+    for gap in missing:
         typer.echo(f"the record is incomplete: {printable(gap)}", err=True)
     if check:
         unused = unused_access(mesh, found.flows, namespaces or ())
-        _print_unused(found, unused, is_complete=not (gaps or read.not_considered))
+        _print_unused(found, unused, is_complete=not (missing or read.not_considered))
     generated = least_privilege(mesh, found.flows, namespaces or ())
     if not generated.policies:
         for workload, reason in generated.omitted:
             typer.echo(f"no policy for {workload}: {reason}", err=True)
         fail("no policy to print", 1)
-    typer.echo("\n".join(document(found, generated, dry_run=dry_run)))
+    typer.echo("\n".join(document(found, missing, generated, dry_run=dry_run)))
 
 
 def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> NoReturn:
@@ -110,8 +108,8 @@ def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> 
     verb = "used" if is_complete else "observed"
     table = Table("POLICY", "RULE", "SERVERS", "UNUSED BY" if is_complete else "NOT OBSERVED")
     for rule in found.rules:
-        policy, servers = f"{rule.policy.namespace}/{rule.policy.name}", join_names(rule.servers, MAX_SERVERS)
-        clients = ", ".join(filter(None, (format_clients(rule.clients), join_names(rule.others, MAX_NAMES))))
+        policy, servers = f"{rule.policy.namespace}/{rule.policy.name}", ", ".join(rule.servers)
+        clients = ", ".join(filter(None, (format_clients(rule.clients), *rule.others)))
         who = clients if rule.is_used else f"not {verb} at all: {clients}"
         table.add_row(policy, f"rules[{rule.rule}]", servers, who)
     if found.rules:

@@ -190,8 +190,7 @@ def _service(edge: pb.TrafficEdge) -> str:
 
 def _observed_for(response: pb.ListTrafficResponse) -> str:
     age = response.time.ToMilliseconds() - response.since.ToMilliseconds()
-    requested = response.request.period.ToMilliseconds() or RETENTION * 1000
-    return duration(min(age, requested) / 1000)
+    return duration(min(age, response.period.ToMilliseconds()) / 1000)
 
 
 def _require_enabled(response: pb.ListTrafficResponse) -> None:

@@ -88,9 +88,15 @@ def recording(response: traffic_pb2.ListTrafficResponse, seconds: float) -> Reco
     """Return observed traffic as a record of so many seconds."""
     record = merge_records([response])
     age = record.until - record.since
-    if age >= seconds:
+    if round(age, 3) >= round(seconds, 3):
         return record
-    return replace(record, gaps=(_too_short(age, seconds), *record.gaps))
+    is_forgotten = seconds > TRAFFIC_RETENTION
+    gap = _forgotten() if is_forgotten else _too_short(age, seconds)
+    return replace(record, gaps=(gap, *record.gaps))
+
+
+def _forgotten() -> str:
+    return f"traffic is remembered for only {duration(TRAFFIC_RETENTION)}"
 
 
 def _too_short(age: float, requested: float) -> str:
@@ -106,7 +112,7 @@ def _gaps(observed: ObservedPeriod, found: Contradictions) -> Iterator[str]:
     if age < requested:
         yield _too_short(age, requested)
     if requested > TRAFFIC_RETENTION:
-        yield f"traffic is remembered for only {duration(TRAFFIC_RETENTION)}"
+        yield _forgotten()
     if observed.last_dropped > observed.now - requested:
         ago = duration(observed.now - observed.last_dropped)
         yield f"reports of sidecars were dropped, the last {ago} ago"

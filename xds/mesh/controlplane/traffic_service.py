@@ -18,7 +18,8 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.controlplane.traffic_comparison import ObservedPeriod, timestamp
 from xds.mesh.model.objects import Pod, PodKey, Service
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Edges
+from xds.mesh.observe.counts import RETENTION
+from xds.mesh.observe.edges import TRAFFIC_RETENTION, UNENCRYPTED, Client, Edge, EdgeKey, Edges
 from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import SeenTraffic
@@ -137,13 +138,16 @@ class TrafficService:
         checkpoint, now = Checkpoint(), time.time()
         traffic = self._asked_for(request)
         traffic.expire(now)
-        found = traffic.edges(request.namespace)
+        found, period = traffic.edges(request.namespace), RETENTION
         if request.HasField("period"):
-            found = traffic.seen_since(now - request.period.ToMilliseconds() / 1000)
+            retention = RETENTION if request.denied_only else TRAFFIC_RETENTION
+            period = min(request.period.ToMilliseconds() / 1000, retention)
+            found = traffic.seen_since(now - period)
         edges = [(key, edge) for key, edge in found if _is_requested(request, key)]
         edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode, item[0].denial or ()))
         response = self.summary(now)
         response.request.CopyFrom(request)
+        response.period.FromMilliseconds(round(period * 1000))
         response.incomplete.extend(self._incomplete(request.namespace, now))
         for key, edge in edges:
             response.edges.append(_edge(key, edge, now))

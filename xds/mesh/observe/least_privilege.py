@@ -9,12 +9,12 @@ from itertools import chain, count
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import natural_key
+from xds.mesh.model.names import join_names, natural_key
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Mode, Pod
 from xds.mesh.model.workload import NAME_LABELS, Workload, owner_name, workloads_of
 from xds.mesh.observe.edges import Target, TrafficMode
-from xds.mesh.observe.record import Flow
+from xds.mesh.observe.record import MAX_NAMES, Flow, Record
 from xds.mesh.observe.workloads import pod_of_target
 from xds.mesh.policy.access import permission, port_rules
 from xds.mesh.policy.authorization import Access, allow_policies_of
@@ -124,6 +124,22 @@ def _unique(workload: str, taken: Collection[str]) -> str:
     name = re.sub("[^a-z0-9-]+", "-", workload.lower()).strip("-")
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     return next(each for each in names if each not in taken)
+
+
+def gaps(mesh: Mesh, record: Record) -> list[str]:
+    """Return why traffic to the servers of a mesh may be missing in a record, in words."""
+    known = {(service.key, port.port) for service in mesh.services() for port in service.ports}
+    owners = {(pod.namespace, owner_name(pod.name)) for pod in mesh.pods()}
+    unknown = [
+        f"{target.name}.{target.namespace}:{target.port}"
+        for target in dict.fromkeys(flow.target for flow in record.flows)
+        if ((name := pod_of_target(target)) and (target.namespace, owner_name(name)) not in owners)
+        or (not name and (target[:2], target.port) not in known)
+    ]
+    found = list(record.gaps)
+    if unknown:
+        found.append(f"traffic was sent to ports that no longer exist: {join_names(unknown, MAX_NAMES)}")
+    return found
 
 
 def flows_by_target(mesh: Mesh, flows: Iterable[Flow]) -> FlowsByTarget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import DRY_RUN, printable
@@ -14,16 +14,30 @@ MAX_NAMES = 5
 """Maximum number of clients that a comment names."""
 
 
-def document(record: Record, generated: LeastPrivilege, *, dry_run: bool) -> Iterator[str]:
-    """Yield the lines of the policies for a record, as YAML with comments."""
-    yield f"# Allows the traffic that was observed from {in_words(record.since)} to {in_words(record.until)}."
-    yield "# Who called with mutual TLS is what the clients' own sidecars reported: check each client."
-    yield from (f"# Incomplete: {printable(gap)}" for gap in record.gaps)
+def document(
+    record: Record, missing: Iterable[str], generated: LeastPrivilege, *, dry_run: bool = False
+) -> Iterator[str]:
+    """Yield the lines of the policies for a record, as YAML with comments.
+
+    Args:
+        record: the record.
+        missing: why traffic may be missing in it.
+        generated: the policies.
+        dry_run: whether to add the annotation that tries them.
+    """
+    yield from comments(record, missing)
     yield from (f"# No policy for {workload}: {reason}" for workload, reason in generated.omitted)
     for number, policy in enumerate(generated.policies):
         if number:
             yield "---"
         yield from policy_lines(policy, dry_run=dry_run)
+
+
+def comments(record: Record, missing: Iterable[str]) -> Iterator[str]:
+    """Yield what must be known before policies for a record are applied, as comments."""
+    yield f"# Allows the traffic that was observed from {in_words(record.since)} to {in_words(record.until)}."
+    yield "# Check each client: its own sidecar reports what it calls with mutual TLS."
+    yield from (f"# Incomplete: {printable(each)}" for each in missing)
 
 
 def policy_lines(policy: WorkloadPolicy, *, dry_run: bool = False) -> Iterator[str]:

@@ -14,7 +14,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import printable
 from xds.mesh.observe.counts import RETENTION
-from xds.mesh.observe.edges import TRAFFIC_RETENTION, Client, Target, TrafficMode
+from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.replica_codec import MODE_OF
 from xds.mesh.v1 import traffic_pb2 as pb
 
@@ -131,9 +131,9 @@ def _time(response: pb.ListTrafficResponse) -> float:
 
 def _start(response: pb.ListTrafficResponse) -> float:
     """Return since when a response has all traffic."""
-    request = response.request
-    period = request.period.ToMilliseconds() / 1000 if request.HasField("period") else RETENTION
-    return max(response.since.ToMilliseconds() / 1000, _time(response) - min(period, TRAFFIC_RETENTION))
+    # An older control plane ignores the period of the request.
+    period = response.period.ToMilliseconds() / 1000 if response.HasField("period") else RETENTION
+    return max(response.since.ToMilliseconds() / 1000, _time(response) - period)
 
 
 def _gaps(ordered: list[pb.ListTrafficResponse]) -> Iterator[str]:

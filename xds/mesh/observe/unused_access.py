@@ -75,14 +75,19 @@ def unused_access(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[str]
     for pod in clients_of(mesh):
         pods.setdefault(client_of(pod), []).append(pod)
 
-    def senders(client: Client, mode: TrafficMode = TrafficMode.MTLS) -> list[_Sender]:
-        identity = spiffe_id(config.trust_domain, *client) if mode is TrafficMode.MTLS else ""
-        known = [address for pod in pods.get(client, ()) for address in pod.addresses]
-        return [(client, identity, addresses.request(each)) for each in known or [client.name]]
+    def sender(flow: Flow) -> _Sender:
+        """Return who sent a flow. A pod may have had another address then."""
+        client = flow.client
+        identity = spiffe_id(config.trust_domain, *client) if flow.mode is TrafficMode.MTLS else ""
+        return client, identity, None if client.namespace else addresses.request(client.name)
 
     # An address that is not known is in no block but 0.0.0.0/0.
-    known, unknown = (each for client in pods for each in senders(client)), addresses.request("0.0.0.0")
-    existing = {(client, identity, request or unknown) for client, identity, request in known}
+    unknown = addresses.request("0.0.0.0")
+    existing = {
+        (client, spiffe_id(config.trust_domain, *client), addresses.request(address) or unknown)
+        for client, found in pods.items()
+        for address in [each for pod in found for each in pod.addresses] or [""]
+    }
 
     @cache
     def given_by(rule: Rule, enforced: Enforcement) -> _Subjects:
@@ -99,7 +104,7 @@ def unused_access(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[str]
         for pod in restricted:
             calls: dict[int, list[_Sender]] = {each.port: [] for each in pod_endpoints(mesh, pod)}
             for port, flow in received(mesh, pod, by_target):
-                calls.setdefault(port, []).extend(senders(flow.client, flow.mode))
+                calls.setdefault(port, []).append(sender(flow))
             for port in calls.keys() - {OTHER_PORTS}:
                 exposure = mesh.exposure(pod, port)
                 server = f"port {port} of {workload.name}.{workload.namespace}"

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19xds/mesh/v1/traffic.proto\x12\x0bxds.mesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n\x12ListTrafficRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x16\n\x0eplaintext_only\x18\x02 \x01(\x08\x12\x13\n\x0b\x64\x65nied_only\x18\x03 \x01(\x08\x12)\n\x06period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa5\x03\n\x13ListTrafficResponse\x12\'\n\x05\x65\x64ges\x18\x01 \x03(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\x1f\n\x17may_be_on_other_replica\x18\x03 \x01(\x08\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64ropped\x18\x06 \x01(\x04\x12\x35\n\x10missing_replicas\x18\x07 \x03(\x0b\x32\x1b.xds.mesh.v1.MissingReplica\x12\x30\n\x0clast_dropped\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07request\x18\t \x01(\x0b\x32\x1f.xds.mesh.v1.ListTrafficRequest\x12\x32\n\nincomplete\x18\n \x03(\x0b\x32\x1e.xds.mesh.v1.IncompleteReports\"m\n\x11IncompleteReports\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\x04last\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"1\n\x0eMissingReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xdb\x03\n\x0bTrafficEdge\x12\x18\n\x10\x63lient_namespace\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0c\n\x04port\x18\x05 \x01(\r\x12+\n\x04mode\x18\x06 \x01(\x0e\x32\x1d.xds.mesh.v1.TrafficEdge.Mode\x12\x1b\n\x13requests_per_minute\x18\x07 \x01(\x01\x12\x0f\n\x07minutes\x18\x08 \x03(\r\x12\x18\n\x10requests_per_day\x18\t \x01(\x04\x12\x17\n\x0f\x66\x61iled_per_hour\x18\n \x01(\x04\x12.\n\nfirst_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x06\x64\x65nial\x18\r \x01(\x0b\x32\x13.xds.mesh.v1.Denial\x12\x11\n\tby_server\x18\x0e \x01(\x08\"K\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x08\n\x04MTLS\x10\x01\x12\x07\n\x03TLS\x10\x02\x12\r\n\tPLAINTEXT\x10\x03\x12\x0b\n\x07REFUSED\x10\x04\"E\n\x06\x44\x65nial\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x32\xa2\x01\n\x07Traffic\x12I\n\x04List\x12\x1f.xds.mesh.v1.ListTrafficRequest\x1a .xds.mesh.v1.ListTrafficResponse\x12L\n\x05Watch\x12\x1f.xds.mesh.v1.ListTrafficRequest\x1a .xds.mesh.v1.ListTrafficResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19xds/mesh/v1/traffic.proto\x12\x0bxds.mesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x7f\n\x12ListTrafficRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x16\n\x0eplaintext_only\x18\x02 \x01(\x08\x12\x13\n\x0b\x64\x65nied_only\x18\x03 \x01(\x08\x12)\n\x06period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd0\x03\n\x13ListTrafficResponse\x12\'\n\x05\x65\x64ges\x18\x01 \x03(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\x12\x0f\n\x07\x65nabled\x18\x02 \x01(\x08\x12\x1f\n\x17may_be_on_other_replica\x18\x03 \x01(\x08\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64ropped\x18\x06 \x01(\x04\x12\x35\n\x10missing_replicas\x18\x07 \x03(\x0b\x32\x1b.xds.mesh.v1.MissingReplica\x12\x30\n\x0clast_dropped\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07request\x18\t \x01(\x0b\x32\x1f.xds.mesh.v1.ListTrafficRequest\x12\x32\n\nincomplete\x18\n \x03(\x0b\x32\x1e.xds.mesh.v1.IncompleteReports\x12)\n\x06period\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x11IncompleteReports\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12(\n\x04last\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"1\n\x0eMissingReplica\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xdb\x03\n\x0bTrafficEdge\x12\x18\n\x10\x63lient_namespace\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0c\n\x04port\x18\x05 \x01(\r\x12+\n\x04mode\x18\x06 \x01(\x0e\x32\x1d.xds.mesh.v1.TrafficEdge.Mode\x12\x1b\n\x13requests_per_minute\x18\x07 \x01(\x01\x12\x0f\n\x07minutes\x18\x08 \x03(\r\x12\x18\n\x10requests_per_day\x18\t \x01(\x04\x12\x17\n\x0f\x66\x61iled_per_hour\x18\n \x01(\x04\x12.\n\nfirst_seen\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tlast_seen\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x06\x64\x65nial\x18\r \x01(\x0b\x32\x13.xds.mesh.v1.Denial\x12\x11\n\tby_server\x18\x0e \x01(\x08\"K\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x08\n\x04MTLS\x10\x01\x12\x07\n\x03TLS\x10\x02\x12\r\n\tPLAINTEXT\x10\x03\x12\x0b\n\x07REFUSED\x10\x04\"E\n\x06\x44\x65nial\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x32\xa2\x01\n\x07Traffic\x12I\n\x04List\x12\x1f.xds.mesh.v1.ListTrafficRequest\x1a .xds.mesh.v1.ListTrafficResponse\x12L\n\x05Watch\x12\x1f.xds.mesh.v1.ListTrafficRequest\x1a .xds.mesh.v1.ListTrafficResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRAFFICREQUEST']._serialized_start=107
   _globals['_LISTTRAFFICREQUEST']._serialized_end=234
   _globals['_LISTTRAFFICRESPONSE']._serialized_start=237
-  _globals['_LISTTRAFFICRESPONSE']._serialized_end=658
-  _globals['_INCOMPLETEREPORTS']._serialized_start=660
-  _globals['_INCOMPLETEREPORTS']._serialized_end=769
-  _globals['_MISSINGREPLICA']._serialized_start=771
-  _globals['_MISSINGREPLICA']._serialized_end=820
-  _globals['_TRAFFICEDGE']._serialized_start=823
-  _globals['_TRAFFICEDGE']._serialized_end=1298
-  _globals['_TRAFFICEDGE_MODE']._serialized_start=1223
-  _globals['_TRAFFICEDGE_MODE']._serialized_end=1298
-  _globals['_DENIAL']._serialized_start=1300
-  _globals['_DENIAL']._serialized_end=1369
-  _globals['_TRAFFIC']._serialized_start=1372
-  _globals['_TRAFFIC']._serialized_end=1534
+  _globals['_LISTTRAFFICRESPONSE']._serialized_end=701
+  _globals['_INCOMPLETEREPORTS']._serialized_start=703
+  _globals['_INCOMPLETEREPORTS']._serialized_end=812
+  _globals['_MISSINGREPLICA']._serialized_start=814
+  _globals['_MISSINGREPLICA']._serialized_end=863
+  _globals['_TRAFFICEDGE']._serialized_start=866
+  _globals['_TRAFFICEDGE']._serialized_end=1341
+  _globals['_TRAFFICEDGE_MODE']._serialized_start=1266
+  _globals['_TRAFFICEDGE_MODE']._serialized_end=1341
+  _globals['_DENIAL']._serialized_start=1343
+  _globals['_DENIAL']._serialized_end=1412
+  _globals['_TRAFFIC']._serialized_start=1415
+  _globals['_TRAFFIC']._serialized_end=1577
 # @@protoc_insertion_point(module_scope)

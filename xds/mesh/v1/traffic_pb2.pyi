@@ -24,7 +24,7 @@ class ListTrafficRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ..., denied_only: _Optional[bool] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ListTrafficResponse(_message.Message):
-    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped", "request", "incomplete")
+    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped", "request", "incomplete", "period")
     EDGES_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class ListTrafficResponse(_message.Message):
     LAST_DROPPED_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
+    PERIOD_FIELD_NUMBER: _ClassVar[int]
     edges: _containers.RepeatedCompositeFieldContainer[TrafficEdge]
     enabled: bool
     may_be_on_other_replica: bool
@@ -45,7 +46,8 @@ class ListTrafficResponse(_message.Message):
     last_dropped: _timestamp_pb2.Timestamp
     request: ListTrafficRequest
     incomplete: _containers.RepeatedCompositeFieldContainer[IncompleteReports]
-    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., missing_replicas: _Optional[_Iterable[_Union[MissingReplica, _Mapping]]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[ListTrafficRequest, _Mapping]] = ..., incomplete: _Optional[_Iterable[_Union[IncompleteReports, _Mapping]]] = ...) -> None: ...
+    period: _duration_pb2.Duration
+    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., missing_replicas: _Optional[_Iterable[_Union[MissingReplica, _Mapping]]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request: _Optional[_Union[ListTrafficRequest, _Mapping]] = ..., incomplete: _Optional[_Iterable[_Union[IncompleteReports, _Mapping]]] = ..., period: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class IncompleteReports(_message.Message):
     __slots__ = ("namespace", "pod", "reason", "last")

@@ -8,8 +8,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.observe.edges import TRAFFIC_RETENTION
-from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, least_privilege
-from xds.mesh.observe.least_privilege_yaml import policy_lines
+from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, gaps, least_privilege
+from xds.mesh.observe.least_privilege_yaml import comments, policy_lines
 from xds.mesh.observe.record import merge_records
 from xds.mesh.policy.hops import clients_of
 from xds.mesh.v1.traffic_pb2 import ListTrafficRequest, ListTrafficResponse
@@ -28,7 +28,8 @@ def view(mesh: Mesh, traffic: ListTrafficResponse) -> dict[str, Any]:
         traffic: the response to `REQUEST`.
     """
     record = merge_records([traffic])
-    found, domain = least_privilege(mesh, record.flows), mesh.config.trust_domain
+    missing, found = gaps(mesh, record), least_privilege(mesh, record.flows)
+    domain = mesh.config.trust_domain
     accounts = {f"{domain}/ns/{pod.namespace}/sa/{pod.service_account}" for pod in clients_of(mesh)}
     rows = [_proposed(policy, accounts) for policy in found.policies]
     for name, reason in found.omitted:
@@ -38,7 +39,8 @@ def view(mesh: Mesh, traffic: ListTrafficResponse) -> dict[str, Any]:
         "accounts": len(accounts),
         "enabled": traffic.enabled,
         "seconds": round(record.until - record.since),
-        "gaps": list(record.gaps),
+        "gaps": missing,
+        "comments": list(comments(record, missing)),
     }
 
 

@@ -26,25 +26,25 @@ export function create(route, refresh) {
       const rows = data.rows
         .filter((row) => !query.namespace || row.namespace === query.namespace)
         .filter((row) => row.policy || query.rows !== "policies")
-        .filter((row) => matches(`${row.workload} ${(row.rules ?? []).flatMap((rule) => rule.clients).join(" ")}`, query.search));
+        .filter((row) => matches(`${row.workload} ${row.policy ?? ""} ${(row.rules ?? []).flatMap((rule) => rule.clients).join(" ")}`, query.search));
       const policies = rows.filter((row) => row.policy).map((row) => row.policy);
       replace(
         output,
-        h("p", { class: "summary", role: "status" }, `New policies for ${policies.length} of ${count(rows.length, "workload")}, from the traffic of the last ${duration(data.seconds)} `, policies.length ? copyButton(policies) : ""),
+        h("p", { class: "summary", role: "status" }, `New policies for ${policies.length} of ${count(rows.length, "workload")}, from the traffic of the last ${duration(data.seconds)} `, policies.length ? copyButton(`${data.comments.join("\n")}\n${policies.join("\n---\n")}\n`) : ""),
         data.enabled ? data.gaps.map((gap) => h("p", {}, badge("warn", "incomplete"), ` ${gap}`)) : h("p", {}, badge("bad", "observation is disabled"), " Start xds serve with --observe=true."),
         rows.length ? table("Workloads", columns(data.accounts, opened), rows, state, () => refresh()) : empty(data.rows.length ? "Nothing matches the filters" : "There are no pods with a sidecar", ""),
-        h("p", { class: "note" }, "The policies deny what was not observed. Who called with mutual TLS is what the clients' own sidecars reported: check each client. Before you apply them, save them to a file, and run xds plan -f FILE --replay 7d."),
+        h("p", { class: "note" }, "The policies deny what was not observed. Check each client: its own sidecar reports what it calls with mutual TLS. Before you apply the policies, save them to a file, and run xds plan -f FILE --replay 7d."),
       );
     },
   };
 }
 
-/** Return a button that copies policies. A browser allows that only on localhost and over TLS. */
-function copyButton(policies) {
+/** Return a button that copies a text. A browser allows that only on localhost and over TLS. */
+function copyButton(text) {
   async function copy(event) {
     const button = event.currentTarget;
     try {
-      await navigator.clipboard.writeText(`${policies.join("\n---\n")}\n`);
+      await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
       button.textContent = "The browser does not allow this page to copy: use xds generate";
