@@ -113,16 +113,26 @@ def policies(draw: st.DrawFn) -> Fact:
 
 @st.composite
 def authorization_policies(draw: st.DrawFn, namespace: str, name: str) -> AuthorizationPolicy:
-    conditions = st.sampled_from(
-        [
-            Condition(Attribute.NAMESPACE, (Pattern.parse("a"),)),
-            Condition(Attribute.PRINCIPAL, (), (Pattern.parse("*/sa/one"),)),
-            Condition(Attribute.PATH, (Pattern.parse("/x*"),)),
-            Condition(Attribute.DESTINATION_PORT, (Pattern.parse("8080"),)),
-            Condition(Attribute.UNSUPPORTED, (Pattern.parse("*"),), name="requestPrincipals"),
-        ]
+    of_client = [
+        Condition(Attribute.NAMESPACE, (Pattern.parse("a"),)),
+        Condition(Attribute.PRINCIPAL, (), (Pattern.parse("*/sa/one"),)),
+    ]
+    of_request = [
+        Condition(Attribute.PATH, (Pattern.parse("/x*"),)),
+        Condition(Attribute.DESTINATION_PORT, (Pattern.parse("8080"),)),
+    ]
+    others = [Condition(Attribute.UNSUPPORTED, (Pattern.parse("*"),), name="requestPrincipals")]
+
+    def some(conditions: list[Condition]) -> st.SearchStrategy[tuple[Condition, ...]]:
+        return st.lists(st.sampled_from(conditions), max_size=2).map(tuple)
+
+    # All fields: Hypothesis would make up those that are missing, with patterns that no policy can contain.
+    rules = st.builds(
+        Rule,
+        sources=st.lists(some(of_client), max_size=2).map(tuple),
+        operations=st.lists(some(of_request), max_size=2).map(tuple),
+        conditions=some(of_client + of_request + others),
     )
-    rules = st.builds(Rule, conditions=st.lists(conditions, max_size=2).map(tuple))
     return AuthorizationPolicy(
         meta=meta("AuthorizationPolicy", namespace, name),
         action=draw(st.sampled_from(Action)),
