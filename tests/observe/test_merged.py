@@ -267,13 +267,14 @@ def test_remembered_traffic_of_other_replicas_is_limited():
 
 
 def test_remembered_traffic_of_several_replicas_is_one_edge():
-    peers, later = PeerTraffic(), only(requests=1)
-    later.add(Reporter.SERVER, 1, 0, NOON + 60)
-    for replica, edge in ("a", only(requests=1)), ("b", later), ("c", only(requests=1)):
+    peers, later, of_server = PeerTraffic(), only(requests=1), only(requests=1)
+    later.add(Reporter.CLIENT, 1, 0, NOON + 60)
+    of_server.add(Reporter.SERVER, 1, 0, NOON)
+    for replica, edge in (("a", only(requests=1)), ("b", later), ("c", only(requests=1)), ("d", of_server)):
         peers.put(replica, key(), edge, now=NOON + RETENTION + 120)
     [(_, edge)] = peers.past
     assert (edge.first_seen, edge.last_seen, edge.by_server) == (NOON, NOON + 60, True)
-    assert peers.version == 2
+    assert peers.version == 3
 
 
 def test_older_copy_does_not_replace_an_edge():

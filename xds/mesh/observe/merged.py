@@ -139,7 +139,7 @@ class PeerTraffic:
     def _remember(self, key: EdgeKey, edge: Edge) -> None:
         """Keep an edge without counts. Those of several replicas are one."""
         known = self._past.get(key)
-        if known is None or known.last_seen < edge.last_seen:
+        if known is None or known.last_seen < edge.last_seen or known.by_server < edge.by_server:
             self._past[key] = merge([edge, known]) if known else edge
             self._past.move_to_end(key)
             self.version += 1
