@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.policy.world import ROOT, pod
+from tests.policy.world import ROOT, meta, pod
 from tests.support.authorization import (
     Call,
     authorization_policy,
@@ -320,6 +320,14 @@ MEANINGS: dict[str, tuple[dict[str, list[str]], set[str]]] = {
     "the scheme in the prefix": ({"principals": ["spiffe*"]}, set()),
     "all of the source": ({"namespaces": ["foo"], "notPrincipals": [FOO]}, {"cluster.local/ns/foo/sa/x.bar"}),
 }
+
+
+def test_text_that_is_no_namespace_matches_no_identity():
+    """The parser rejects it: in a SPIFFE ID, it would look like a namespace and its next segment."""
+    rule = Rule(conditions=(Condition(Attribute.NAMESPACE, (Pattern.parse("foo/sa"),)),))
+    policy = AuthorizationPolicy(meta=meta("AuthorizationPolicy", "foo", "rules"), rules=(rule,))
+    found = rules_of(Mesh([WEB, policy]), WEB, http=True)
+    assert {decide(MeshConfig(), found, from_(each)).access for each in IDENTITIES} == {DENIED}
 
 
 @pytest.mark.parametrize(("conditions", "expected"), MEANINGS.values(), ids=MEANINGS)
