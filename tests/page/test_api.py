@@ -219,7 +219,7 @@ async def test_view_of_access_is_computed_once_for_all_clients(monkeypatch):
     traffic = SimpleNamespace(list=listed, traffic=False, connected=frozenset())
     page = api.Page(Access())
     page.start(SimpleNamespace(controller=SimpleNamespace(mesh="mesh"), traffic=traffic))
-    respond = page._json(page._access_view, page._compute_access)
+    respond = page._json(page._access_view, page._access_rows.get)
     requests = [
         asyncio.create_task(respond(SimpleNamespace(query={}, client=HttpClient(f"192.0.2.{number}"))))
         for number in range(20)

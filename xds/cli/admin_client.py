@@ -271,11 +271,13 @@ class AdminClient:
         found = policies_pb2.PlanResponse()
         for response in self._stream(POLICIES, "Plan", request, policies_pb2.PlanResponse, ends=True):
             found.MergeFrom(response)
-        asked = {"observation": observed, "replay": replay}
-        ignored = [name for name, seconds in asked.items() if seconds and not found.HasField(name)]
-        if ignored and not (found.invalid or found.nothing_to_compare):
-            option = {"observation": "--observed", "replay": "--replay"}[ignored[0]]
-            fail(f"the control plane at {self.address} does not support {option}: upgrade it", 1)
+        has_compared = not (found.invalid or found.nothing_to_compare)
+        for option, seconds, field in (
+            ("--observed", observed, "observation"),
+            ("--replay", replay, "replay"),
+        ):
+            if seconds and has_compared and not found.HasField(field):
+                fail(f"the control plane at {self.address} does not support {option}: upgrade it", 1)
         return found
 
     def describe_pod(self, name: str) -> policies_pb2.PodDescription:

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from xds.cli.manifests import read_mesh
+from xds.cli.manifests import read_source
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import STDIN, SourceOptions, fail
 from xds.cli.records import read_records
@@ -77,13 +77,7 @@ def generate(
     if STDIN in record and STDIN in (source.manifests or ()):
         fail("stdin (-) can be either --manifests or --record, not both")
     found = read_records(record)
-    mesh, read = read_mesh(
-        source.manifests,
-        source.mesh_config,
-        source.assignments,
-        cluster=source.cluster,
-        reading=source.reading(),
-    )
+    mesh, read = read_source(source)
     read.print()
     known = sorted({pod.namespace for pod in mesh.pods()})
     for name in namespaces or ():

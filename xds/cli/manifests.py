@@ -14,6 +14,7 @@ from xds.cli.options import (
     STDIN,
     ClusterReference,
     Reading,
+    SourceOptions,
     fail,
     print_not_considered,
     print_problems,
@@ -122,6 +123,17 @@ class ReadMesh(NamedTuple):
         """Print the problems, and what the mesh does not contain."""
         print_problems(self.problems)
         print_not_considered(self.not_considered)
+
+
+def read_source(source: SourceOptions) -> tuple[Mesh, ReadMesh]:
+    """Return the mesh that the options of a command select, as `read_mesh`."""
+    return read_mesh(
+        source.manifests,
+        source.mesh_config,
+        source.assignments,
+        cluster=source.cluster,
+        reading=source.reading(),
+    )
 
 
 def read_mesh(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from xds.cli.manifests import read_mesh, read_texts
+from xds.cli.manifests import read_source, read_texts
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import STDIN, SourceOptions, fail, print_not_considered, print_problems
 from xds.cli.output import Format, print_document
@@ -62,13 +62,7 @@ def prove(
     if STDIN in filenames and STDIN in (source.manifests or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
     assertions = _read_assertions(filenames)
-    mesh, read = read_mesh(
-        source.manifests,
-        source.mesh_config,
-        source.assignments,
-        cluster=source.cluster,
-        reading=source.reading(),
-    )
+    mesh, read = read_source(source)
     print_problems(read.problems)
     proofs = _prove(mesh, assertions, is_complete=not read.not_considered)
     if output is Format.TABLE:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from xds import snapshot
-from xds.cli.manifests import read_mesh
+from xds.cli.manifests import read_source
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import SourceOptions, fail
 from xds.cli.output import DocumentFormat, print_document
@@ -56,13 +56,7 @@ def translate(
     Exit status: 0 printed, 1 the pod has no address or no sidecar, 2 an unknown name or wrong usage, 3 the
     API server cannot be reached.
     """
-    mesh, read = read_mesh(
-        source.manifests,
-        source.mesh_config,
-        source.assignments,
-        cluster=source.cluster,
-        reading=source.reading(),
-    )
+    mesh, read = read_source(source)
     read.print()
     sidecar = pod_named(mesh, pod)
     if not sidecar.address:

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names, natural_key
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Mode, Pod
+from xds.mesh.model.objects import Mode, Pod, spiffe_id
 from xds.mesh.model.workload import NAME_LABELS, Workload, owner_name, workloads_of
 from xds.mesh.observe.edges import Target, TrafficMode
 from xds.mesh.observe.record import MAX_NAMES, Flow, Record
@@ -192,16 +192,15 @@ def _allowed(mesh: Mesh, workload: Workload, flows: FlowsByTarget) -> Mapping[in
 def _add(mesh: Mesh, pod: Pod, port: int, flow: Flow, found: dict[int, _Allowed]) -> None:
     client, config = flow.client, mesh.config
     has_identity = flow.mode is TrafficMode.MTLS and bool(client.namespace)
-    principal = f"{config.trust_domain}/ns/{client.namespace}/sa/{client.name}" if has_identity else ""
+    identity = spiffe_id(config.trust_domain, *client) if has_identity else ""
     rules = port_rules(mesh, pod, port)
-    identity = f"spiffe://{principal}" if principal else ""
     if rules and permission(config, rules, identity).access is Access.DENIED:
         return
-    if not principal and effective_mode(mesh, pod, port).mode is Mode.STRICT:
+    if not identity and effective_mode(mesh, pod, port).mode is Mode.STRICT:
         return
     allowed = found.setdefault(port, _Allowed(set(), set()))
-    if principal:
-        allowed.principals.add(principal)
+    if identity:
+        allowed.principals.add(identity.removeprefix("spiffe://"))
     else:
         allowed.without_identity.add("/".join(filter(None, client)))
 

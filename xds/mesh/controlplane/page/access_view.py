@@ -7,11 +7,13 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import spiffe_id
 from xds.mesh.observe.edges import TRAFFIC_RETENTION
 from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, gaps, least_privilege
 from xds.mesh.observe.least_privilege_yaml import comments, policy_lines
 from xds.mesh.observe.record import merge_records
 from xds.mesh.policy.hops import clients_of
+from xds.mesh.policy.identities import account_of
 from xds.mesh.v1.traffic_pb2 import ListTrafficRequest, ListTrafficResponse
 
 REQUEST = ListTrafficRequest(period=Duration(seconds=round(TRAFFIC_RETENTION)))
@@ -30,7 +32,7 @@ def view(mesh: Mesh, traffic: ListTrafficResponse) -> dict[str, Any]:
     record = merge_records([traffic])
     missing, found = gaps(mesh, record), least_privilege(mesh, record.flows)
     domain = mesh.config.trust_domain
-    accounts = {f"{domain}/ns/{pod.namespace}/sa/{pod.service_account}" for pod in clients_of(mesh)}
+    accounts = {spiffe_id(domain, pod.namespace, pod.service_account) for pod in clients_of(mesh)}
     rows = [_proposed(policy, accounts) for policy in found.policies]
     for name, reason in found.omitted:
         rows.append({"workload": name, "namespace": name.rpartition(".")[2], "reason": reason})
@@ -45,7 +47,7 @@ def view(mesh: Mesh, traffic: ListTrafficResponse) -> dict[str, Any]:
 
 
 def _proposed(policy: WorkloadPolicy, accounts: set[str]) -> dict[str, Any]:
-    allowed = {principal for rule in policy.rules for principal in rule.principals}
+    allowed = {f"spiffe://{principal}" for rule in policy.rules for principal in rule.principals}
     is_open = any(not rule.principals for rule in policy.rules)
     return {
         "workload": f"{policy.name}.{policy.namespace}",
@@ -58,16 +60,10 @@ def _proposed(policy: WorkloadPolicy, accounts: set[str]) -> dict[str, Any]:
 
 
 def _rule(rule: AllowRule) -> dict[str, Any]:
-    clients = [_account(principal) for principal in rule.principals] or list(rule.without_identity)
+    clients = [account_of(principal) for principal in rule.principals] or list(rule.without_identity)
     return {
         "ports": list(rule.ports),
         "clients": clients[:MAX_CLIENTS],
         "moreClients": len(clients[MAX_CLIENTS:]),
         "isOpen": not rule.principals,
     }
-
-
-def _account(principal: str) -> str:
-    """Return NAMESPACE/ACCOUNT of a principal of the mesh."""
-    _, _, namespace, _, account = principal.split("/")
-    return f"{namespace}/{account}"

@@ -29,7 +29,7 @@ from xds.mesh.controlplane.page.graph import Graph, predict
 from xds.mesh.controlplane.page.map_view import FILTERS, Selection
 from xds.mesh.controlplane.page.maps import Maps
 from xds.mesh.controlplane.page.observed import ObservedTraffic
-from xds.mesh.controlplane.page.refresh import MAX_LOAD, Refresher
+from xds.mesh.controlplane.page.refresh import Refresher, SharedResult
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.proxies_service import ProxiesService
@@ -92,10 +92,7 @@ class Page:
         self._breaks: Refresher[migration.Breaks] = Refresher(self._mesh, migration.compute_breaks)
         self._maps = Maps(self._observed)
         self._maps_state: Hashable = None
-        self._access_task: asyncio.Task[None] | None = None
-        self._access_value: Mapping[str, Any] = {}
-        self._access_value_state: Hashable = None
-        self._access_not_before = 0.0
+        self._access_rows = SharedResult(self._access_state, self._compute_access)
         self._events = ViewEvents(self._states)
         self._turns = FairSemaphore(MAX_COMPUTATIONS, MAX_COMPUTATIONS)
 
@@ -117,7 +114,7 @@ class Page:
             "explain": self._json(self._explain),
             "map": self._json(self._map, self._graph.get),
             "migration": self._json(self._migration),
-            "access": self._json(self._access_view, self._compute_access),
+            "access": self._json(self._access_view, self._access_rows.get),
             "events": self._stream_events,
         }
         for name, handler in handlers.items():
@@ -128,8 +125,7 @@ class Page:
         await self._events.close()
         await self._graph.stop()
         await self._breaks.stop()
-        if self._access_task:
-            self._access_task.cancel()
+        await self._access_rows.stop()
 
     def _json(
         self, read: Callable[[Backend, Mapping[str, str]], Any], ready: Callable[[], Any] | None = None
@@ -248,29 +244,18 @@ class Page:
         }
 
     async def _access_view(self, _: Backend, __: Mapping[str, str]) -> Mapping[str, Any]:
-        return self._access_value
+        return self._access_rows.value or {}
 
-    def _access_state(self, backend: Backend) -> Hashable:
+    def _access_state(self) -> Hashable:
+        if (backend := self._backend) is None:
+            return None
         return id(backend.controller.mesh), _observed_state(backend), backend.traffic.connected
 
-    async def _compute_access(self) -> None:
-        """Compute the view of access, unless it is up to date. All clients wait for the same thread."""
-        backend = self._backend
-        for _ in range(2):  # The running computation may have started before the last change.
-            if backend is None or self._access_value_state == self._access_state(backend):
-                return
-            if self._access_task is None or self._access_task.done():
-                self._access_task = asyncio.create_task(self._run_access(backend))
-            await asyncio.shield(self._access_task)
-
-    async def _run_access(self, backend: Backend) -> None:
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._access_not_before - loop.time())
-        started_at, state = loop.time(), self._access_state(backend)
+    async def _compute_access(self) -> Mapping[str, Any]:
+        if (backend := self._backend) is None:
+            return {}
         traffic = await backend.traffic.list(access_view.REQUEST)
-        self._access_value = await asyncio.to_thread(access_view.view, backend.controller.mesh, traffic)
-        self._access_value_state = state
-        self._access_not_before = loop.time() + (loop.time() - started_at) * (1 / MAX_LOAD - 1)
+        return await asyncio.to_thread(access_view.view, backend.controller.mesh, traffic)
 
     # --- changes --------------------------------------------------------------------------------------------
 
@@ -287,7 +272,7 @@ class Page:
         return {
             "map": await self._map_state(observed),
             "migration": (self._breaks.version, id(controller.mesh), observed, backend.traffic.connected),
-            "access": self._access_state(backend),
+            "access": self._access_state(),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
             "rollouts": _rollouts_state(controller.rollouts),

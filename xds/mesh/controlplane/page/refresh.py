@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Generic, TypeAlias, TypeVar
 
 import structlog
@@ -76,6 +76,47 @@ class Refresher(Generic[V]):
         self.value, self._value_for = value, mesh
         self.version += 1
         self._first.set()
+
+
+class SharedResult(Generic[V]):
+    """A result that all clients wait for together. It is computed again when its state has changed.
+
+    Args:
+        state: Returns the state that the result depends on.
+        compute: Computes the result.
+    """
+
+    def __init__(self, state: Callable[[], Hashable], compute: Callable[[], Awaitable[V]]) -> None:
+        self._state, self._compute = state, compute
+        self._value_state: Hashable = None
+        self._task: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+        self.value: V | None = None
+        """The latest result; None if there is none."""
+
+    async def get(self) -> V | None:
+        """Return a result that is at least as new as the call."""
+        for _ in range(2):  # The running computation may have started before the last change.
+            if self._value_state == self._state():
+                break
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._run())
+            await asyncio.shield(self._task)  # A client that disconnects does not start another one.
+        return self.value
+
+    async def stop(self) -> None:
+        """Stop computing."""
+        if task := self._task:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._not_before - loop.time())
+        started_at, state = loop.time(), self._state()
+        self.value = await self._compute()
+        self._value_state = state
+        self._not_before = loop.time() + (loop.time() - started_at) * (1 / MAX_LOAD - 1)
 
 
 def _is_same(mesh: Mesh | None, current: Mesh) -> bool:
