@@ -63,6 +63,41 @@ def test_r41_cluster_stays_while_previous_routes_use_it(variant):
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
 
 
+def with_named_clusters(variant: Variant) -> Stream:
+    """A client that subscribes to clusters by name, and has ACKed a route to another cluster."""
+    stream = synced(variant, world_with("old=1", route="old"), CDS="old", EDS="old", LDS="l", RDS="r")
+    stream.ask("CDS", "old", "new")
+    stream.ask("EDS", "old", "new")
+    stream.settle()
+    stream.settle(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
+    return stream
+
+
+def test_r41_named_cluster_stays_until_the_client_unsubscribes(variant):
+    stream = with_named_clusters(variant)
+    assert names(stream) == {"old", "new"}
+    assert stream.session.synced
+    if variant is Variant.DELTA:
+        stream.ask("CDS", unsubscribe=("old",))
+    else:
+        stream.ask("CDS", "new", nonce=stream.last["CDS"].nonce)
+    assert not any("CDS" in reply for reply in stream.settle())
+    assert stream.session.deadline() is None
+
+
+def test_r41_named_cluster_is_removed_after_the_grace_period(variant):
+    stream = with_named_clusters(variant)
+    assert stream.session.deadline() == GRACE
+    stream.now = GRACE
+    removals = ["CDS -old", "EDS -old"] if variant is Variant.DELTA else ["CDS new=1"]
+    assert stream.settle() == removals
+
+
+def test_r41_named_cluster_without_users_is_removed_at_once(variant):
+    stream = synced(variant, world_with("old=1 new=1"), CDS="old new")
+    assert stream.push(CDS="new=1") == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
+
+
 def test_r41_lingering_resources_expire(variant):
     stream = with_rejected_routes(variant)
     stream.now = DAY

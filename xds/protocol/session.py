@@ -441,8 +441,9 @@ class Session:
             if not watch.lingering or (watch.may_have_removed_clusters and self._expects_listeners(now)):
                 continue
             if all(self._is_settled(user) for user in users):
-                watch.release(tuple(watch.lingering))
-            else:
+                kept = watch.named_clusters() if any(user.requested for user in users) else ()
+                watch.release([name for name in watch.lingering if name not in kept])
+            if watch.lingering:
                 self._expire(watch, users, now)
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:

@@ -19,7 +19,7 @@ from xds.protocol.responses import count_fitting, first_part, removal_size
 from xds.protocol.states import Lingering, States
 from xds.protocol.subscription import Subscription, SubscriptionChange, collection
 from xds.protocol.wire import ErrorDetail
-from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
+from xds.snapshot import CLUSTER, EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
 
 RESPONSE_BUDGET = 3 * 1024 * 1024 - 4096
 """Maximum size of a response's resources, in bytes.
@@ -242,6 +242,19 @@ class Watch(ABC):
         """Stop serving lingering resources."""
         if names:
             self.states.release(names, self._is_in_use, self._exists)
+
+    def named_clusters(self) -> set[str]:
+        """Return the lingering clusters that the client unsubscribes from once it no longer uses them.
+
+        gRPC subscribes to clusters by name. Calls that started before it ACKed a route still use the clusters
+        of the previous one, and fail if these are removed. The content of a cluster that the client has from
+        an earlier stream is not known, so a SotW response cannot keep it.
+        """
+        if self.type_url != CLUSTER or self.subscription.wildcard:
+            return set()
+        return {
+            name for name, item in self.lingering.items() if item.resource and name in self.subscription.names
+        }
 
     def _is_in_use(self, name: str) -> bool:
         """Whether the client may use a resource although it was removed."""
