@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tests.observe.records import response
-from tests.policy.world import HTTP, mesh, pod, service
+from tests.observe.test_least_privilege import facts
+from tests.policy.world import HTTP, ROOT, mesh, pod, service
+from tests.support.authorization import authorization_policy, source
 from xds.mesh.controlplane.page.access_view import MAX_CLIENTS, view
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.record import Flow
@@ -44,3 +46,19 @@ def test_further_clients_are_counted() -> None:
     flows = [flow(f"client-{number:02}") for number in range(MAX_CLIENTS + 3)]
     [rule] = view(mesh(*WORLD), response(0, 60, *flows))["rows"][1]["rules"]
     assert (len(rule["clients"]), rule["moreClients"]) == (MAX_CLIENTS, 3)
+
+
+def test_unused_access_has_rules_of_today() -> None:
+    shop, root = (
+        authorization_policy(namespace, source(serviceAccounts=["shop/api", "shop/web"]))
+        for namespace in ("shop", ROOT)
+    )
+    found = view(mesh(*WORLD, *facts(shop, root)), response(0, 60, flow("api")))
+    web = {
+        "isUsed": True,
+        "rule": 0,
+        "servers": ["web.shop:80"],
+        "namespaces": ["shop"],
+        "unusedBy": "shop/web",
+    }
+    assert found["unused"] == [{"policy": f"{ROOT}/rules"} | web, {"policy": "shop/rules"} | web]

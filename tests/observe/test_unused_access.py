@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -422,6 +423,35 @@ shop/web  rules[1]  web.shop:80  not used at all: source.principal {GONE}
 2 of 2 rules of ALLOW policies allow access that was not used {PERIOD}
 """
     )
+    done = xds(*words, "-o", "json")
+    used, unused = (
+        {
+            "policy": "shop/web",
+            "rule": 0,
+            "isUsed": True,
+            "serviceAccounts": ["shop/web"],
+            "otherClients": [],
+        },
+        {
+            "policy": "shop/web",
+            "rule": 1,
+            "isUsed": False,
+            "serviceAccounts": [],
+            "otherClients": [f"source.principal {GONE}"],
+        },
+    )
+    assert (done.exit_code, json.loads(done.stdout)) == (
+        1,
+        {
+            "since": "1970-01-02T00:00:00Z",
+            "until": "1970-01-03T00:00:00Z",
+            "gaps": [],
+            "rules": [each | {"servers": ["web.shop:80"]} for each in (used, unused)],
+            "checkedRules": 2,
+            "unrestrictedWorkloads": 1,
+        },
+    )
+    assert "--output has no effect without --check" in xds(*words[:-1], "-o", "json").stderr
     flows = [flow(each) for each in (FRONT, Client("shop", "web"), Client("jobs", "gone"))]
     file.write_text(MessageToJson(response(DAY, 2 * DAY, *flows)))
     done = xds(*words, "-n", "shop")

@@ -374,6 +374,10 @@ def test_policies_for_observed_traffic_can_be_copied(page, own_server):
     assert yaml.safe_load(shown)["spec"]["rules"] == [{"to": [{"operation": {"ports": ["8080"]}}]}]
     (own_server.folder / "policy.yaml").write_text(shown)
     page.wait_for_selector("text=none: already restricted by AuthorizationPolicy full/httpbin")
+    unused = page.locator("tbody tr", has_text="full/httpbin rules[0]")
+    assert "httpbin.full:8000" in unused.inner_text()
+    assert "legacy/sleep" not in unused.locator("td:nth-child(3)").inner_text()
+    assert page.is_visible("h2:text('Access that was not observed')")
     page.select_option('[data-key="rows"]', "policies")
     page.wait_for_selector("text=Nothing matches the filters")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.cli.manifests import read_source
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import STDIN, SourceOptions, fail
+from xds.cli.output import Format, print_document
 from xds.cli.records import read_records
 from xds.cli.tables import Table
 from xds.mesh.model.names import unknown_name
@@ -17,7 +20,6 @@ from xds.mesh.observe.least_privilege import gaps, least_privilege
 from xds.mesh.observe.least_privilege_yaml import document
 from xds.mesh.observe.record import Record, in_words
 from xds.mesh.observe.unused_access import UnusedAccess, unused_access
-from xds.mesh.policy.hop_text import format_clients
 
 EXAMPLES = """
 xds generate --manifests mesh/ --record traffic.json > mesh/access.yaml
@@ -53,6 +55,9 @@ def generate(
     check: Annotated[
         bool, typer.Option("--check", help="Print which access of today's ALLOW policies is unused.")
     ] = False,
+    output: Annotated[
+        Format, typer.Option("-o", "--output", help="Output format with --check.")
+    ] = Format.TABLE,
 ) -> None:
     """Print AuthorizationPolicies that allow the recorded traffic, and nothing else.
 
@@ -74,6 +79,8 @@ def generate(
     """
     if check and dry_run:
         fail("--dry-run has no effect with --check")
+    if output is not Format.TABLE and not check:
+        fail("--output has no effect without --check")
     if STDIN in record and STDIN in (source.manifests or ()):
         fail("stdin (-) can be either --manifests or --record, not both")
     found = read_records(record)
@@ -88,7 +95,12 @@ def generate(
         typer.echo(f"the record is incomplete: {printable(gap)}", err=True)
     if check:
         unused = unused_access(mesh, found.flows, namespaces or ())
-        _print_unused(found, unused, is_complete=not (missing or read.not_considered))
+        is_complete = not (missing or read.not_considered)
+        if output is Format.TABLE:
+            _print_unused(found, unused, is_complete=is_complete)
+        else:
+            print_document(_value(found, unused, [*missing, *read.not_considered]), output)
+        raise typer.Exit(int(bool(unused.rules) or not is_complete))
     generated = least_privilege(mesh, found.flows, namespaces or ())
     if not generated.policies:
         for workload, reason in generated.omitted:
@@ -97,14 +109,12 @@ def generate(
     typer.echo("\n".join(document(found, missing, generated, dry_run=dry_run)))
 
 
-def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> NoReturn:
-    """Print access that was not used, and exit: with status 1 if there is any, or may be."""
+def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> None:
     verb = "used" if is_complete else "observed"
     table = Table("POLICY", "RULE", "SERVERS", "UNUSED BY" if is_complete else "NOT OBSERVED")
     for rule in found.rules:
         policy, servers = f"{rule.policy.namespace}/{rule.policy.name}", ", ".join(rule.servers)
-        clients = ", ".join(filter(None, (format_clients(rule.clients), *rule.others)))
-        who = clients if rule.is_used else f"not {verb} at all: {clients}"
+        who = rule.unused_by if rule.is_used else f"not {verb} at all: {rule.unused_by}"
         table.add_row(policy, f"rules[{rule.rule}]", servers, who)
     if found.rules:
         table.show()
@@ -114,4 +124,27 @@ def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> 
     prefix = "" if is_complete else "not known to be complete: "
     typer.echo(f"{prefix}{count} allow access that was not {verb} {period}")
     typer.echo(f"workloads with a sidecar and without an ALLOW policy: {found.unrestricted}", err=True)
-    raise typer.Exit(int(bool(found.rules) or not is_complete))
+
+
+def _value(record: Record, found: UnusedAccess, gaps: Sequence[str]) -> dict[str, Any]:
+    rules = [
+        {
+            "policy": f"{rule.policy.namespace}/{rule.policy.name}",
+            "rule": rule.rule,
+            "isUsed": rule.is_used,
+            "servers": [*rule.servers],
+            "serviceAccounts": [
+                f"{each.namespace}/{name}" for each in rule.clients for name in each.accounts
+            ],
+            "otherClients": [*rule.others],
+        }
+        for rule in found.rules
+    ]
+    return {
+        "since": Timestamp(seconds=int(record.since)).ToJsonString(),
+        "until": Timestamp(seconds=int(record.until)).ToJsonString(),
+        "gaps": [*gaps],
+        "rules": rules,
+        "checkedRules": found.checked,
+        "unrestrictedWorkloads": found.unrestricted,
+    }

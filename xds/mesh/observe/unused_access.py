@@ -20,7 +20,7 @@ from xds.mesh.policy.acceptance import Enforcement, accepted, enforcement, pod_e
 from xds.mesh.policy.access import IdentityIndex, PortRules, patterns_of, request_to
 from xds.mesh.policy.authorization import Request, allow_policies_of, conditions_of, holds
 from xds.mesh.policy.describe import OTHER_PORTS
-from xds.mesh.policy.hop_text import format_target
+from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.hops import Clients, Grouping, clients_of
 from xds.mesh.policy.identities import representatives
 
@@ -45,6 +45,11 @@ class UnusedRule(NamedTuple):
     """Unused values of the rule that no pod has, such as `source.namespace old`, and `plaintext`."""
     servers: tuple[str, ...] = ()
     """The servers, as SERVICE.NAMESPACE:PORT, or `port PORT of WORKLOAD.NAMESPACE`."""
+
+    @property
+    def unused_by(self) -> str:
+        """The clients and the other values in short."""
+        return ", ".join(filter(None, (format_clients(self.clients), *self.others)))
 
 
 class UnusedAccess(NamedTuple):

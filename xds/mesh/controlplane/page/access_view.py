@@ -1,4 +1,4 @@
-"""Who called each workload, and the AuthorizationPolicy that allows that and nothing else."""
+"""Who called each workload, the AuthorizationPolicy that allows that and nothing else, and unused access."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xds.mesh.observe.edges import TRAFFIC_RETENTION
 from xds.mesh.observe.least_privilege import AllowRule, WorkloadPolicy, gaps, least_privilege
 from xds.mesh.observe.least_privilege_yaml import comments, policy_lines
 from xds.mesh.observe.record import merge_records
+from xds.mesh.observe.unused_access import UnusedRule, unused_access
 from xds.mesh.policy.hops import clients_of
 from xds.mesh.policy.identities import account_of
 from xds.mesh.v1.traffic_pb2 import ListTrafficRequest, ListTrafficResponse
@@ -23,7 +24,7 @@ MAX_CLIENTS = 20
 
 
 def view(mesh: Mesh, traffic: ListTrafficResponse) -> dict[str, Any]:
-    """Return a row for each workload with a sidecar, and what may be missing in the traffic.
+    """Return a row for each workload with a sidecar, unused access, and what may be missing in the traffic.
 
     Args:
         mesh: the facts.
@@ -38,6 +39,7 @@ def view(mesh: Mesh, traffic: ListTrafficResponse) -> dict[str, Any]:
         rows.append({"workload": name, "namespace": name.rpartition(".")[2], "reason": reason})
     return {
         "rows": sorted(rows, key=lambda row: (row["namespace"], row["workload"])),
+        "unused": [_unused(rule) for rule in unused_access(mesh, record.flows).rules],
         "accounts": len(accounts),
         "enabled": traffic.enabled,
         "seconds": round(record.until - record.since),
@@ -66,4 +68,15 @@ def _rule(rule: AllowRule) -> dict[str, Any]:
         "clients": clients[:MAX_CLIENTS],
         "moreClients": len(clients[MAX_CLIENTS:]),
         "isOpen": not rule.principals,
+    }
+
+
+def _unused(rule: UnusedRule) -> dict[str, Any]:
+    return {
+        "policy": f"{rule.policy.namespace}/{rule.policy.name}",
+        "rule": rule.rule,
+        "isUsed": rule.is_used,
+        "servers": list(rule.servers),
+        "namespaces": sorted({server.partition(":")[0].rpartition(".")[2] for server in rule.servers}),
+        "unusedBy": rule.unused_by,
     }

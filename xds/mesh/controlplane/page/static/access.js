@@ -1,4 +1,5 @@
-// The view of access: who called each workload, and the AuthorizationPolicy that allows that and nothing else.
+// The view of access: who called each workload, the AuthorizationPolicy that allows that and nothing else, and what
+// today's policies allow that was not used.
 
 import { get } from "./api.js";
 import { badge, count, duration, empty, h, replace } from "./dom.js";
@@ -10,6 +11,7 @@ export const topics = ["access"];
 
 export function create(route, refresh) {
   const state = {};
+  const unusedState = {};
   const opened = new Set(); // workloads whose policies are shown
   const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
   const { view, toolbar, output } = frame(
@@ -33,7 +35,8 @@ export function create(route, refresh) {
         h("p", { class: "summary", role: "status" }, `New policies for ${policies.length} of ${count(rows.length, "workload")}, from the traffic of the last ${duration(data.seconds)} `, policies.length ? copyButton(`${data.comments.join("\n")}\n${policies.join("\n---\n")}\n`) : ""),
         data.enabled ? data.gaps.map((gap) => h("p", {}, badge("warn", "incomplete"), ` ${gap}`)) : h("p", {}, badge("bad", "observation is disabled"), " Start xds serve with --observe=true."),
         rows.length ? table("Workloads", columns(data.accounts, opened), rows, state, () => refresh()) : empty(data.rows.length ? "Nothing matches the filters" : "There are no pods with a sidecar", ""),
-        h("p", { class: "note" }, "The policies deny what was not observed. Check each client: its own sidecar reports what it calls with mutual TLS. Before you apply the policies, save them to a file, and run xds plan -f FILE --replay 7d."),
+        unused(data, query, unusedState, refresh),
+        h("p", { class: "note" }, "The new policies deny what was not observed. Check each client: its own sidecar reports what it calls with mutual TLS. Before you apply the policies, save them to a file, and run xds plan -f FILE --replay 7d."),
       );
     },
   };
@@ -51,6 +54,22 @@ function copyButton(text) {
     }
   }
   return h("button", { type: "button", "data-key": "copy", onclick: copy }, "Copy as YAML");
+}
+
+/** Return the access that ALLOW policies give and that was not used. */
+function unused(data, query, state, refresh) {
+  const rows = data.unused
+    .filter((row) => !query.namespace || row.namespaces.includes(query.namespace))
+    .filter((row) => matches(`${row.policy} ${row.servers.join(" ")} ${row.unusedBy}`, query.search));
+  if (!rows.length) return "";
+  const isKnown = data.enabled && !data.gaps.length;
+  const verb = isKnown ? "used" : "observed";
+  const columns = [
+    { title: "Policy", value: (row) => row.policy, cell: (row) => h("strong", {}, `${row.policy} rules[${row.rule}]`) },
+    { title: "Servers", cell: (row) => h("ul", { class: "clients" }, row.servers.map((server) => h("li", {}, server))) },
+    { title: isKnown ? "Not used by" : "Not observed from", cell: (row) => [row.isUsed ? "" : badge("warn", `not ${verb} at all`), ` ${row.unusedBy}`] },
+  ];
+  return [h("h2", {}, `Access that was not ${verb}`), table("Unused access", columns, rows, state, () => refresh())];
 }
 
 function columns(accounts, opened) {
