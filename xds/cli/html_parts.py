@@ -18,6 +18,12 @@ class Bad(str):
     __slots__ = ()
 
 
+class Code(str):
+    """Long text of a cell that can be broken anywhere, such as a digest."""
+
+    __slots__ = ()
+
+
 class Number(int):
     """A number of a cell, which is aligned on the right."""
 
@@ -30,14 +36,15 @@ def table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[object]])
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     body = "\n".join(lines)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
+        f"<table{' class=wide' if len(titles) > 3 else ''}>"
         f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
     )
 
 
 def _cell(value: object, tag: str = "td") -> str:
     scope = ' scope="row"' if tag == "th" else ""
-    kind = {Good: "good", Bad: "bad", Number: "number"}.get(type(value), "")
+    kind = {Good: "good", Bad: "bad", Code: "code", Number: "number"}.get(type(value), "")
     style = f' class="{kind}"' if kind else ""
     return f"<{tag}{scope}{style}>{escape(str(value))}</{tag}>"
 

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from xds.cli.html_parts import Bad, Good, Number, bullets, paragraph, table
+from xds.cli.html_parts import Bad, Code, Good, Number, bullets, paragraph, table
 from xds.cli.report_document import Document
 from xds.mesh.model.names import join_names
 from xds.mesh.observe.edges import address_words
@@ -105,7 +105,8 @@ def _summary(report: Document) -> str:
     counts = _counts(edge for each in workloads for edge in each["observed"])
     return paragraph(
         f"Created {_time(report['scope']['created'])}. {len(workloads)} workloads; {sidecars} of {pods} pods "
-        f"have a sidecar. Observed requests with mutual TLS: {_percent(counts)}. "
+        f"have a sidecar. Requests with mutual TLS since {_time(report['scope']['countedSince'])}: "
+        f"{_percent(counts)}. "
         f"Exceptions: {len(report['exceptions'])}. Gaps of observation: {len(report['gaps'])}."
     )
 
@@ -170,9 +171,12 @@ def _share(report: Document) -> str:
     rows = []
     for each in report["workloads"]:
         counts = _counts(each["observed"])
-        last = max((edge["lastSeen"] for edge in each["observed"]), default="")
-        seen = _time(last) if last else "not in the period"
-        rows.append((_name(each), *(Number(counts[mode]) for mode in _MODES), _percent(counts), seen))
+        times = [
+            max((edge["lastSeen"] for edge in each["observed"] if edge["mode"] in modes), default="")
+            for modes in (_MODES, ("PLAINTEXT",))
+        ]
+        seen = (_time(last, "not in the period") for last in times)
+        rows.append((_name(each), *(Number(counts[mode]) for mode in _MODES), _percent(counts), *seen))
     titles = (
         "Workload",
         "Mutual TLS",
@@ -181,6 +185,7 @@ def _share(report: Document) -> str:
         "Refused",
         "Share of mutual TLS",
         "Last seen",
+        "Plaintext last seen",
     )
     note = (
         f"HTTP requests, or connections of other protocols, since {_time(report['scope']['countedSince'])}. "
@@ -229,8 +234,8 @@ def _certificates(report: Document) -> str:
             f"{each['key']}; {each['signature']}",
             _time(each["notBefore"]),
             _time(each["notAfter"]),
-            each["serial"],
-            each["fingerprint"],
+            Code(each["serial"]),
+            Code(each["fingerprint"]),
         )
         for each in found["authorities"]
     ]
@@ -326,11 +331,12 @@ def _versions(report: Document) -> str:
 
 def _digest(document: Document) -> str:
     signature = document.get("signature")
-    rows = [("Digest of the report's data", document["digest"])]
+    rows = [("Digest of the report's data", Code(document["digest"]))]
     if signature:
         rows += [
-            ("Signature", f"{signature['algorithm']}, {signature['value']}"),
-            ("Public key", signature["publicKey"]),
+            ("Algorithm", signature["algorithm"]),
+            ("Signature", Code(signature["value"])),
+            ("Public key", Code(signature["publicKey"])),
         ]
     note = (
         "The digest is that of the JSON in this file, with sorted keys and without spaces. "
