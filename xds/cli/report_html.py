@@ -316,7 +316,7 @@ def _exceptions(report: Document) -> str:
             each["kind"],
             each["what"],
             _object(each["owner"]) if "owner" in each else "",
-            each["managedBy"],
+            each["managedBy"] or "not labelled",
         )
         for each in report["exceptions"]
     ]
