@@ -31,15 +31,13 @@ def of_workload(
     without = [pod for pod in workload.pods if not pod.has_sidecar]
     if without:
         names = join_names([pod.name for pod in without], MAX_NAMES)
-        what = f"{len(without)} of {len(workload.pods)} pods have no sidecar: {names}"
+        what = f"{_share(len(without), workload)} have no sidecar: {names}"
         yield _exception(mesh, "no-sidecar", subject, what, without[0].ref)
     plaintext: dict[tuple[str, str, Ref], list[str]] = {}
     for port in reported.ports:
         name = "all other ports" if port.port == OTHER_PORTS else f"port {port.port}"
         if port.mode == rollouts_pb2.MODE_UNSPECIFIED:
-            what = (
-                f"{name} of {port.pods} pods: the sidecar does not intercept it, and any client is accepted"
-            )
+            what = f"{name} of {_share(port.pods, workload)}: not intercepted, and any client is accepted"
             yield _exception(mesh, "not-intercepted", subject, what, _beside(mesh, workload, port.port).ref)
             continue
         decided_by = Ref(port.decided_by.kind, port.decided_by.namespace, port.decided_by.name)
@@ -61,7 +59,7 @@ def of_workload(
         if pod.has_sidecar and (words := _bypassed(pod.redirection)):
             bypassed.setdefault(words, []).append(pod)
     for words, pods in bypassed.items():
-        what = f"connections of {len(pods)} pods bypass their sidecars, in plaintext: {words}"
+        what = f"connections of {_share(len(pods), workload)} bypass their sidecars, in plaintext: {words}"
         yield _exception(mesh, "not-intercepted", subject, what, pods[0].ref)
 
 
@@ -86,6 +84,10 @@ def of_mesh(
     for problem in problems:
         if not problem.notice:
             yield pb.ReportException(kind="problem", subject=problem.where, what=problem.what)
+
+
+def _share(pods: int, workload: Workload) -> str:
+    return f"{pods} of {len(workload.pods)} pods"
 
 
 def _exception(mesh: Mesh, kind: str, subject: str, what: str, owner: Ref) -> pb.ReportException:

@@ -9,7 +9,7 @@ import asyncio
 import platform
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import grpc
 import grpc.aio
@@ -205,10 +205,7 @@ def _versions(sidecars: Sequence[Sequence[Node]], elsewhere: int) -> Iterator[pb
     yield pb.PartVersion(part="xds control plane", version=version("xds-mesh"))
     yield pb.PartVersion(part="Python", version=platform.python_version())
     for library in LIBRARIES:
-        try:
-            yield pb.PartVersion(part=library, version=version(library))
-        except PackageNotFoundError:
-            yield pb.PartVersion(part=library, version="not installed")
+        yield pb.PartVersion(part=library, version=version(library))
     for envoy, count in sorted(Counter(map(_envoy, sidecars)).items(), key=lambda each: natural_key(each[0])):
         yield pb.PartVersion(part="Envoy", version=envoy, count=count)
     if elsewhere:

@@ -90,9 +90,8 @@ class WorkloadReports:
         for pod in workload.pods:
             for endpoint in pod_endpoints(self._mesh, pod) if pod.has_sidecar else ():
                 enforced = enforcement(self._mesh, endpoint)
-                if not enforced.is_closed:
-                    served = served_mode(self._mesh, pod, endpoint.port).mode if enforced.mode else None
-                    groups.setdefault((endpoint.port, served, enforced), []).append(pod)
+                served = served_mode(self._mesh, pod, endpoint.port).mode if enforced.mode else None
+                groups.setdefault((endpoint.port, served, enforced), []).append(pod)
         # The ports that are not listed come last.
         for (port, served, enforced), pods in sorted(
             groups.items(), key=lambda group: (group[0][0] == OTHER_PORTS, group[0][0])
