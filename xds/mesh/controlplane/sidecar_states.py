@@ -84,8 +84,8 @@ class SidecarStates:
             if not kind or not inbound or inbound.state is not State.SYNCED:
                 return None
             # A sidecar that has reconnected may have ACKed it on an earlier stream.
-            is_new = inbound.updated_at is not None and kind.acked_at is not None
-            known.append(kind.acked_at if is_new and kind.acked_at is not None else stream.opened_at)
+            acked_at = None if inbound.updated_at is None else kind.acked_at
+            known.append(stream.opened_at if acked_at is None else acked_at)
         return self._clock.to_timestamp(max(known)) if known else None
 
     def _absence(self, pod: Pod) -> str:
