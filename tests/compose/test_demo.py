@@ -24,8 +24,8 @@ POD = "httpbin.full"
 ROOT_CERTIFICATE = "/var/lib/xds/root-cert.pem"
 LISTED = (
     "\ngrpc.reflection.v1alpha.ServerReflection\n"
-    "xds.mesh.v1.Objects\nxds.mesh.v1.Policies\nxds.mesh.v1.Proxies\nxds.mesh.v1.Rollouts\n"
-    "xds.mesh.v1.Traffic\n"
+    "xds.mesh.v1.Objects\nxds.mesh.v1.Policies\nxds.mesh.v1.Proxies\nxds.mesh.v1.Reports\n"
+    "xds.mesh.v1.Rollouts\nxds.mesh.v1.Traffic\n"
 )
 MUTUAL = "spiffe://cluster.local/ns/full/sa/sleep"
 

@@ -18,6 +18,7 @@ from xds.mesh.controlplane.objects_service import ObjectsService
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
+from xds.mesh.controlplane.report.service import ReportsService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -121,7 +122,13 @@ async def running(
     observed = TrafficService(
         controller, ReplicaTraffic(reports, own_connected=lambda: controller.connections.streams)
     )
-    services = [RolloutsService(controller), PoliciesService(controller, observed), objects, observed]
+    services = [
+        RolloutsService(controller),
+        PoliciesService(controller, observed),
+        objects,
+        observed,
+        ReportsService(controller, observed, lambda: [each.problem for each in source.problems]),
+    ]
     server = XdsServer(
         controller.connections,
         "127.0.0.1:0",

@@ -49,7 +49,7 @@ def test_exit_statuses_of_every_command_are_listed():
 
 def test_services_have_their_fields_and_comments():
     text = hooks.services()
-    services = ("Objects", "Policies", "Proxies", "Replicas", "Rollouts", "Traffic")
+    services = ("Objects", "Policies", "Proxies", "Replicas", "Reports", "Rollouts", "Traffic")
     names = ["istio.v1.auth.IstioCertificateService", *(f"xds.mesh.v1.{name}" for name in services)]
     assert re.findall(r"^## (\S+)$", text, re.MULTILINE) == names
     assert re.search(r"^\| `time` \| `Timestamp` \| \w.+ \|$", text, re.MULTILINE)

@@ -46,6 +46,7 @@ METHODS = [
         for method in ("List", "Watch")
     ),
     "/xds.mesh.v1.Policies/Explain",
+    "/xds.mesh.v1.Reports/Create",
     "/no.such.Service/Method",
 ]
 """Methods served over TLS, and methods that are not."""

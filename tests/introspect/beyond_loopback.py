@@ -25,6 +25,7 @@ GUARDED = (
     "xds.mesh.v1.Proxies/List",
     "xds.mesh.v1.Rollouts/List",
     "xds.mesh.v1.Policies/Explain",
+    "xds.mesh.v1.Reports/Create",
     WATCH,
     "xds.mesh.v1.Proxies/List",
 )

@@ -197,3 +197,74 @@ async def test_mutual_tls_writes_no_access_log(mesh):
             assert await get(mesh, "client.full", f"http://{pod}/headers") == "200"
         await until_reported_twice(mesh)
         assert await envoy.admin.stat("access_logs.grpc_access_log.grpc_entries_flushed") == written
+
+
+async def test_report_is_what_holds(mesh):
+    """Modes, ACKs, shares and certificates of a report are those of the real sidecars."""
+
+    async def reported() -> dict[str, dict[str, Any]]:
+        report = json.loads(await xds("report", "-o", "json", f"--xds-address={mesh.plane.address}"))[
+            "report"
+        ]
+        return report | {
+            "web": {each["namespace"]: each for each in report["workloads"] if each["name"] == "web"}
+        }
+
+    async def all_is_observed() -> bool:
+        assert await get(mesh, "client.full", "http://web.strict/headers") == "200"
+        assert await get(mesh, "outsider.legacy", "http://web.permissive/headers") == "200"
+        assert not (await mesh["outsider.legacy"].client.get("http://web.strict/headers")).ok
+        web = (await reported())["web"]
+        seen = {(name, each["client"], each["mode"]) for name in web for each in web[name]["observed"]}
+        return {
+            ("strict", "sleep", "MTLS"),
+            ("strict", "cron", "REFUSED"),
+            ("permissive", "cron", "PLAINTEXT"),
+        } <= seen
+
+    await eventually(all_is_observed, timeout=WITHIN, every=1)
+    report = await reported()
+    for namespace, mode in (("strict", "STRICT"), ("permissive", "PERMISSIVE")):
+        found, pod = report["web"][namespace], mesh[f"web.{namespace}"]
+        assert (found["pods"], found["sidecars"], found["connected"]) == (1, 1, 1)
+        assert {(each["port"], each["mode"], each["acked"]) for each in found["ports"]} == {
+            (port, mode, 1) for port in (8080, 9000, 0)
+        }
+        sends = {each["send"] for port in found["ports"] for each in port["allowed"]}
+        answer = await mesh["outsider.legacy"].client.get(f"http://web.{namespace}/headers")
+        assert ("plaintext" in sends) == answer.ok
+        assert all(each["since"] <= report["scope"]["created"] for each in found["ports"])
+        identity = f"spiffe://cluster.local/ns/{namespace}/sa/default"
+        assert found["certificates"]["identities"] == [identity]
+        shown = (await mesh.sidecar(pod).admin.json("/certs"))["certificates"]
+        leaves = [each["cert_chain"][0] for each in shown if each["cert_chain"]]
+        assert [each["subject_alt_names"] for each in leaves] == [[{"uri": identity}]] * len(leaves)
+        assert {each["expiration_time"] for each in leaves} == {found["certificates"]["firstExpiry"]}
+        roots = {root["serial_number"].lstrip("0") for each in shown for root in each["ca_cert"]}
+        assert roots == {each["serial"] for each in report["certificates"]["authorities"]}
+    counted = {
+        name: (await observed(mesh))[key]["requestsPerDay"]
+        for name, key in (
+            ("MTLS", ("sleep.full", "web.strict:80", "MTLS")),
+            ("REFUSED", ("cron.legacy", "web.strict:80", "REFUSED")),
+        )
+    }
+    strict = {each["mode"]: each["requests"] for each in (await reported())["web"]["strict"]["observed"]}
+    assert {mode: int(strict[mode]) >= int(count) for mode, count in counted.items()} == dict.fromkeys(
+        counted, True
+    )
+    assert {(each["kind"], each["subject"]) for each in report["exceptions"]} >= {
+        ("plaintext", "web.permissive"),
+        ("no-sidecar", "outsider.legacy"),
+    }
+    assert "web.strict" not in {
+        each["subject"] for each in report["exceptions"] if each["kind"] == "plaintext"
+    }
+    [tls] = report["tls"]
+    assert (tls["sidecars"], tls["minVersion"], tls["postQuantum"]) == (SIDECARS, "TLSV1_3", True)
+    build = (await mesh.sidecar(mesh["web.strict"]).admin.json("/server_info"))["version"]
+    assert build.split("/")[1].startswith(tls["envoyVersions"][0])
+    envoy = mesh.sidecar(mesh["client.full"]).admin
+    negotiated = await envoy.stats("ssl.versions.TLSv1.3")
+    assert sum(negotiated.values()) > 0
+    assert not await envoy.stats("ssl.versions.TLSv1.2")

@@ -19,6 +19,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
+from xds.mesh.controlplane.report.service import ReportsService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -141,7 +142,8 @@ async def opened() -> AsyncIterator[Site]:
                         ProxiesService(controller.problem_of),
                         RolloutsService(controller),
                         PoliciesService(controller),
-                        TrafficService(controller, ReplicaTraffic(reports)),
+                        traffic := TrafficService(controller, ReplicaTraffic(reports)),
+                        ReportsService(controller, traffic),
                     ),
                     admit=admins,
                     documented=described,

@@ -42,6 +42,7 @@ _COMMANDS = {
     "describe": "Print the Services, modes and refused clients of a pod.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
     "observe": "Print the traffic that sidecars report: who sends what to which service, and how.",
+    "report": "Print evidence for an auditor, or verify it: modes, access, certificates, exceptions.",
     "dashboard": "Open the control plane's page in a browser.",
     "problems": "Print the objects that are rejected or have no effect.",
     "wait": "Wait until all sidecars have ACKed a policy or DestinationRule.",

@@ -22,7 +22,7 @@ from xds.cli.options import (
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.names import ambiguous_name
 from xds.mesh.model.objects import Problem, printable
-from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2, traffic_pb2
+from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, reports_pb2, rollouts_pb2, traffic_pb2
 
 if TYPE_CHECKING:
     from xds.cli.port_forward import PortForward
@@ -36,6 +36,7 @@ PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
 TRAFFIC = "xds.mesh.v1.Traffic"
 POLICIES = "xds.mesh.v1.Policies"
+REPORTS = "xds.mesh.v1.Reports"
 CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
@@ -284,6 +285,13 @@ class AdminClient:
         """Return a pod as a server; exit if it does not exist."""
         request = policies_pb2.DescribePodRequest(pod=name)
         return self._call(POLICIES, "DescribePod", request, policies_pb2.PodDescription)
+
+    def report(self, request: reports_pb2.CreateReportRequest) -> reports_pb2.Report:
+        """Return a report; exit if a namespace has no pods."""
+        found = reports_pb2.Report()
+        for part in self._stream(REPORTS, "Create", request, reports_pb2.Report, ends=True):
+            found.MergeFrom(part)
+        return found
 
     def resolve_proxy(self, proxy: str, namespace: str) -> str:
         """Return a filter that selects exactly one proxy; exit if `proxy` matches none or several."""

@@ -35,6 +35,7 @@ from xds.mesh.controlplane.problem_times import FoundProblem, ProblemTimes
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.controlplane.replicas_service import ReplicasService
+from xds.mesh.controlplane.report.service import ReportsService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.traffic_reports import TrafficReports
@@ -271,7 +272,9 @@ class ControlPlane:
         objects = ObjectsService(controller, self._source, self._check_problems)
         traffic = TrafficService(controller, replica_traffic)
         rollouts, policies = RolloutsService(controller), PoliciesService(controller, traffic)
-        services = (proxies, rollouts, policies, objects, traffic)
+        replica = peers.access.name if peers else ""
+        reports_service = ReportsService(controller, traffic, lambda: self._problems, replica)
+        services = (proxies, rollouts, policies, objects, traffic, reports_service)
         server = XdsServer(
             controller.connections,
             host_port(*self._settings.xds),

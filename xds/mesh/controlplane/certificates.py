@@ -55,7 +55,7 @@ class Certificates:
                 one.
         """
         self._authority, self._extra_roots = authority, tuple(extra_roots)
-        self._external = external
+        self._external, self._lifetime = external, lifetime
         self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
         self._served: dict[PodKey, ResourceSet] = {}
@@ -203,6 +203,16 @@ class Certificates:
     def signer_expiry(self) -> datetime | None:
         """Time when the first root of the external signer expires; None without one."""
         return self._external.root_expiry if self._external else None
+
+    @property
+    def signer_roots(self) -> bytes:
+        """Roots of the external signer, in PEM form; empty without one."""
+        return self._external.roots_pem if self._external else b""
+
+    @property
+    def lifetime(self) -> timedelta:
+        """Longest lifetime of certificates that the CA issues."""
+        return self._lifetime
 
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Mode, Pod, Service
+from xds.mesh.model.objects import Mode, Pod, Ref, Service
 from xds.mesh.policy.access_explanation import AccessExplanation
 from xds.mesh.policy.authorization import Request
 from xds.mesh.policy.direct import Refusal, refusals
@@ -14,7 +14,6 @@ from xds.mesh.policy.explain import (
     ACCEPTS,
     SENDS,
     Configured,
-    Decider,
     Explained,
     Explanation,
     Side,
@@ -132,7 +131,7 @@ def _access(mesh: Mesh, access: AccessExplanation) -> pb.AccessExplanation:
         access=access.access,
         policies=[
             pb.PolicyMatch(
-                policy=_object(mesh, decider(mesh, policy.ref, 0)),
+                policy=object_message(mesh, *decider(mesh, policy.ref, 0)),
                 action=policy.action,
                 result=_RESULTS[policy.matches],
                 enforced=policy.enforced,
@@ -171,19 +170,20 @@ def side_message(mesh: Mesh, side: Side) -> pb.Side:
     """Return one side of a connection, with the places of its objects."""
     return pb.Side(
         summary=side.summary,
-        decided_by=_object(mesh, side.decided_by) if side.decided_by else None,
-        overridden=[_object(mesh, each) for each in side.overridden],
+        decided_by=object_message(mesh, *side.decided_by) if side.decided_by else None,
+        overridden=[object_message(mesh, *each) for each in side.overridden],
     )
 
 
-def _object(mesh: Mesh, decider: Decider) -> pb.PolicyObject:
-    ref, fact = decider.ref, mesh.get(decider.ref)
+def object_message(mesh: Mesh, ref: Ref, scope: str = "") -> pb.PolicyObject:
+    """Return an object, where it was read, and what it applies to in words."""
+    fact = mesh.get(ref)
     return pb.PolicyObject(
         kind=ref.kind,
         namespace=ref.namespace,
         name=ref.name,
         place=fact.meta.place if fact else "",
-        scope=decider.scope,
+        scope=scope,
     )
 
 

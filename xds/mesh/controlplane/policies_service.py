@@ -19,6 +19,7 @@ from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.hop_traffic import HopTraffic
+from xds.mesh.controlplane.one_at_a_time import OneAtATime
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
 from xds.mesh.controlplane.traffic_comparison import ObservedPeriod, recording, timestamp
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -44,8 +45,7 @@ class PoliciesService:
     def __init__(self, controller: Controller, traffic: TrafficService | None = None) -> None:
         """Create the service. `traffic` has the observed traffic, if any is collected."""
         self._controller, self._traffic = controller, traffic
-        self._planning = asyncio.Lock()
-        """Held while a plan is computed: in a large mesh, it takes seconds of a thread's time."""
+        self._plans = OneAtATime()
 
     def __call__(self, server: GuardedServer, discovery: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
@@ -108,18 +108,16 @@ class PoliciesService:
         self, request: pb.PlanRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.PlanResponse]:
         try:
-            # Also after a cancelled call, the next plan waits until its thread has ended.
-            responses = await asyncio.shield(asyncio.ensure_future(self._plan_alone(request)))
+            responses = await self._plans.run(lambda: self._plan_in_thread(request))
         except UnknownNameError as error:
             await _not_found(context, error)
         for response in responses:
             yield response
 
-    async def _plan_alone(self, request: pb.PlanRequest) -> list[pb.PlanResponse]:
-        async with self._planning:
-            observed = await self._observed(request) if request.HasField("observed") else None
-            recorded = await self._recorded(request) if request.HasField("replay") else None
-            return await asyncio.to_thread(_plan, self._controller.mesh, request, observed, recorded)
+    async def _plan_in_thread(self, request: pb.PlanRequest) -> list[pb.PlanResponse]:
+        observed = await self._observed(request) if request.HasField("observed") else None
+        recorded = await self._recorded(request) if request.HasField("replay") else None
+        return await asyncio.to_thread(_plan, self._controller.mesh, request, observed, recorded)
 
     async def _observed(self, request: pb.PlanRequest) -> ObservedPeriod:
         seconds = request.observed.ToMilliseconds() / 1000

@@ -11,9 +11,11 @@ from xds.introspect.clock import Clock
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.proxy_messages import ProxySummary, proxy_message
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
+from xds.mesh.envoy.inbound import NAME as INBOUND
 from xds.mesh.model.objects import Pod, PodKey
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import proxies_pb2
+from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService, Stream
 from xds.server.stream import now
@@ -72,6 +74,19 @@ class SidecarStates:
                 lines = [problem or "has not ACKed the served state"]
             state.synced, state.status = not lines, "; ".join(lines) or "synced"
         return state
+
+    def listener_since(self, pod: Pod) -> Timestamp | None:
+        """Return since when a sidecar is known to have the listener that it is served; None if it has not."""
+        known: list[float] = []
+        for stream in self._streams.get(pod.key, ()):
+            kind = next((each for each in stream.session.status() if each.type_url == LISTENER), None)
+            inbound = next(kind.resource_statuses([INBOUND])) if kind else None
+            if not kind or not inbound or inbound.state is not State.SYNCED:
+                return None
+            # A sidecar that has reconnected may have ACKed it on an earlier stream.
+            acked_at = None if inbound.updated_at is None else kind.acked_at
+            known.append(stream.opened_at if acked_at is None else acked_at)
+        return self._clock.to_timestamp(max(known)) if known else None
 
     def _absence(self, pod: Pod) -> str:
         """Describe a sidecar that is not connected."""

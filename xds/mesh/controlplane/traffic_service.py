@@ -148,7 +148,9 @@ class TrafficService:
         response = self.summary(now)
         response.request.CopyFrom(request)
         response.period.FromMilliseconds(round(period * 1000))
-        response.incomplete.extend(self._incomplete(request.namespace, now))
+        for incomplete in self._incomplete(request.namespace, now):
+            response.incomplete.append(incomplete)
+            await checkpoint()
         for key, edge in edges:
             response.edges.append(_edge(key, edge, now))
             await checkpoint()

@@ -147,7 +147,7 @@ def flows_by_target(mesh: Mesh, flows: Iterable[Flow]) -> FlowsByTarget:
     found: FlowsByTarget = {}
     for flow in flows:
         if flow.mode is not TrafficMode.REFUSED:
-            target = _without_pod(mesh, flow.target)
+            target = without_pod(mesh, flow.target)
             found.setdefault(target[:2], {}).setdefault(target.port, []).append(flow)
     return found
 
@@ -163,7 +163,7 @@ def received(mesh: Mesh, pod: Pod, flows: FlowsByTarget) -> Iterator[tuple[int, 
         yield from ((port, flow) for flow in found if flow.mode is TrafficMode.MTLS or flow.by_server)
 
 
-def _without_pod(mesh: Mesh, target: Target) -> Target:
+def without_pod(mesh: Mesh, target: Target) -> Target:
     """Return a target with the name of a pod that was replaced since as that of its workload."""
     pod = pod_of_target(target)
     is_gone = bool(pod) and mesh.pod(target.namespace, pod) is None

@@ -107,5 +107,8 @@ class History:
 
     def recent(self, now: float) -> list[Finished]:
         """Return the transitions that have finished within the last HISTORY_SECONDS, newest first."""
-        finished = reversed(tuple(self._finished))  # A copy: a thread may append.
-        return list(takewhile(lambda each: each.finished_at > now - HISTORY_SECONDS, finished))
+        return list(takewhile(lambda each: each.finished_at > now - HISTORY_SECONDS, self.finished()))
+
+    def finished(self) -> list[Finished]:
+        """Return the last MAX_FINISHED transitions, newest first."""
+        return list(reversed(tuple(self._finished)))  # A copy: a thread may append.

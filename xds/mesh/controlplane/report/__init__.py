@@ -1,0 +1,1 @@
+"""Reports for an auditor: what the mesh enforces, what was observed, and what is not known."""
