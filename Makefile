@@ -120,17 +120,18 @@ bench: $(READY) ## Measure how fast changes reach 1,000 sidecars (a few minutes)
 pictures: $(READY) ## Draw the pictures of the page in docs/assets with Chromium; review them before you commit
 	@$(BIN)/python -m tests.page.pictures
 
-# The demo runs in an environment outside of this tree, which contains only the wheel and what it requires.
-release: $(READY) ## Build the wheel and the sdist in dist/, check them, run the demo from the wheel, and list its parts
+# The library and then the demo run in an environment outside of this tree, with the wheel and what each requires.
+release: $(READY) ## Build the wheel and the sdist in dist/, check them, run the library and the demo, and list the parts
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group release
 	rm -rf dist build/sbom.cdx.json
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 	@mkdir -p build && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
 		$(BIN)/python -m venv --without-pip "$$outside" && \
-		$(BIN)/python -m pip --python "$$outside/bin/python" install --quiet --disable-pip-version-check \
-			-c constraints.txt "$$(echo dist/*.whl)[demo]" && \
-		(cd "$$outside" && bin/xds demo) && \
+		install() { $(BIN)/python -m pip --python "$$outside/bin/python" install --quiet --disable-pip-version-check \
+			-c constraints.txt "$$(echo dist/*.whl)$$1"; } && \
+		install "" && "$$outside/bin/python" -P tests/library/alone.py && \
+		install "[demo]" && (cd "$$outside" && bin/xds demo) && \
 		$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 			--output-file build/sbom.cdx.json "$$outside/bin/python"
 

@@ -15,6 +15,8 @@ from hypothesis import settings
 from tests.support.places import why_no_namespaces
 from xds.protocol.session import Variant
 
+pytest_plugins = ["xds.pytest_plugin"]
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what it runs in the background, and programs that tests interrupt would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)

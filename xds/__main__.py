@@ -1,5 +1,34 @@
-"""`python -m xds` is `xds`."""
+"""The program `xds`, also as `python -m xds`. It runs `xds.cli`, which needs the extra `mesh`."""
 
-from xds.cli import main
+from __future__ import annotations
 
-main()
+import sys
+from importlib.util import find_spec
+
+import xds
+
+MODULES = ("aiohttp", "cryptography", "kubernetes", "msgspec", "rich", "typer", "watchfiles", "yaml")
+"""Modules of the packages that the extra `mesh` requires."""
+
+
+def main() -> None:
+    """Run the command line. If a package is missing, print which one and exit with status 2."""
+    if missing := [name for name in MODULES if not find_spec(name)]:
+        verb = "is" if len(missing) == 1 else "are"
+        print(  # noqa: T201
+            f"xds: {', '.join(missing)} {verb} not installed: pip install 'xds-mesh[mesh]'", file=sys.stderr
+        )
+        sys.exit(2)
+    if not hasattr(xds, "XdsDeprecationWarning"):
+        print(  # noqa: T201
+            "xds: another package has replaced xds/__init__.py, probably xds-protos:"
+            " pip uninstall xds-protos, then pip install --force-reinstall --no-deps xds-mesh",
+            file=sys.stderr,
+        )
+    from xds.cli import main as run  # noqa: PLC0415 - imports MODULES
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

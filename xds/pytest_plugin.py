@@ -1,7 +1,8 @@
 """The pytest plugin: fixtures for tests of xDS servers, and explanations of failed tests.
 
-pytest loads this module by itself in every environment with this package. Until a fixture is used, it imports
-only pytest and, if it is installed, pytest-asyncio.
+To use it, write `pytest_plugins = ["xds.pytest_plugin"]` in the top-level `conftest.py`, or run
+`pytest -p xds.pytest_plugin`. Until a fixture is used, it imports only pytest and, if it is installed,
+pytest-asyncio.
 """
 
 from __future__ import annotations

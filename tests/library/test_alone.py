@@ -1,36 +1,116 @@
-"""The library does not import the mesh or its dependencies."""
+"""Each extra requires the packages that its modules import, and the library alone requires few.
+
+The tests run programs in this environment, and hide the packages that the extra does not require.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
-ALONE = """
-import sys
-import xds.builders, xds.resources, xds.server, xds.store
-unwanted = {"kubernetes", "yaml", "watchfiles", "typer", "aiohttp", "cryptography", "envoy"}
-ours = {"builders", "checkpoint", "codec", "names", "protocol", "resources", "server", "snapshot", "store"}
-ours |= {"validation"}
-found = {name for name in sys.modules if name.partition(".")[0] in unwanted}
-found |= {name for name in sys.modules if name.startswith("xds.") and name.split(".")[1] not in ours}
-print(*sorted(found))
+import pytest
+from packaging.requirements import Requirement
+
+from tests.library import alone
+from xds.__main__ import MODULES
+
+ROOT = Path(__file__).parents[2]
+HIDE = "import runpy, sys; sys.modules.update(dict.fromkeys(HIDDEN))"
+MESH = """
+import importlib, pkgutil, xds.cli, xds.demo, xds.mesh
+for package in xds.cli, xds.demo, xds.mesh:
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if module.name not in ("xds.demo.httpbin", "xds.mesh.controlplane.tracing"):
+            importlib.import_module(module.name)
 """
-
-CHECKS = """
-import sys
-import xds.conformance
-print(*sorted({"_pytest", "pytest", "pytest_asyncio", "envoy"} & sys.modules.keys()))
-"""
+"""Imports the modules of the extra `mesh`: all except for those of `demo` and `otel`."""
 
 
-def imported(program: str) -> str:
-    """Return what a program prints: the unwanted modules that it has imported."""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_library_stands_alone():
-    assert imported(ALONE).strip() == ""
+def required(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
+    """Return the names of the packages that a package requires, directly and indirectly, and its own."""
+    unvisited, visited = {(normalized(name), extras)}, set()
+    while unvisited:
+        visited.add(current := unvisited.pop())
+        for text in importlib.metadata.requires(current[0]) or ():
+            requirement = Requirement(text)
+            if not requirement.marker or any(
+                requirement.marker.evaluate({"extra": extra}) for extra in ("", *current[1])
+            ):
+                unvisited |= {(normalized(requirement.name), frozenset(requirement.extras))} - visited
+    return {package for package, _ in visited}
 
 
-def test_conformance_checks_need_no_extra():
-    assert imported(CHECKS).strip() == ""
+def run(program: str, extra: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a program that can import only what the project requires, with an extra."""
+    visible = required("xds-mesh", frozenset({extra} - {""}))
+    hidden = {
+        module
+        for module, packages in importlib.metadata.packages_distributions().items()
+        if not visible.intersection(map(normalized, packages))
+    }
+    command = [sys.executable, "-c", f"HIDDEN = {hidden}\n{HIDE}\n{program}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_library_serves_with_what_it_requires():
+    done = run(f"runpy.run_path({alone.__file__!r}, run_name='__main__')")
+    assert done.stdout.endswith("received cluster cluster listener routes\n"), done.stderr
+
+
+def test_program_covers_the_library():
+    names = set(alone.modules())
+    assert names >= {"xds.snapshot", "xds.conformance.runner", "xds.server.metrics", "xds.testing.envoy"}
+    assert not {name for name in names if name.startswith(("xds.cli", "xds.mesh", "xds.demo"))}
+
+
+@pytest.mark.parametrize(
+    ("extra", "program"),
+    [("rest", "import xds.server.rest"), ("testing", "import aiohttp, xds.pytest_plugin"), ("mesh", MESH)],
+)
+def test_extra_requires_what_its_modules_import(extra, program):
+    done = run(program, extra)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("module", ["aiohttp", "kubernetes", "rich", "typer"])
+def test_library_does_not_require(module):
+    assert f"import of {module} halted" in run(f"import {module}").stderr
+
+
+def test_command_names_the_missing_packages():
+    done = run("runpy.run_module('xds', run_name='__main__', alter_sys=True)")
+    assert (done.returncode, done.stdout) == (2, "")
+    message = f"xds: {', '.join(MODULES)} are not installed: pip install 'xds-mesh[mesh]'\n"
+    assert done.stderr == message
+
+
+def test_command_looks_for_all_packages_of_the_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {normalized(Requirement(text).name) for name in ("mesh", "rest") for text in extras[name]}
+    modules = importlib.metadata.packages_distributions()
+    assert {normalized(name) for module in MODULES for name in modules[module]} == packages - {"xds-mesh"}
+
+
+def test_command_reports_a_package_with_the_same_name(tmp_path):
+    """xds-protos replaces xds/__init__.py by an empty file."""
+    (tmp_path / "xds").mkdir()
+    for path in (ROOT / "xds").iterdir():
+        if path.name != "__init__.py":
+            (tmp_path / "xds" / path.name).symlink_to(path)
+    (tmp_path / "xds" / "__init__.py").touch()
+    command = [sys.executable, "-P", "-m", "xds", "--version"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.startswith("xds ")
+    message = "xds: another package has replaced xds/__init__.py, probably xds-protos: "
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1

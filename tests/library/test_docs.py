@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import griffe
 from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
@@ -20,6 +21,7 @@ from xds import builders, names, resources
 from xds.codec import encode
 from xds.server import XdsServer
 from xds.store import Store
+from xds.testing import EnvoyClient
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference" / "library.md").read_text()
@@ -129,6 +131,48 @@ def test_documented_calls_work():
         (resources.LISTENER, "web"),
         (resources.ROUTE, "default"),
     }
+
+
+def test_both_kinds_of_messages_make_the_same_resource():
+    made = []
+    for block in BLOCKS:
+        if "import" in block and "\nweb = resource(" in block:
+            exec(block, variables := {"resource": resources.resource})
+            made.append(variables["web"])
+    betterproto, protobuf = made
+    assert betterproto == protobuf
+    assert betterproto.refs == ((resources.ENDPOINT, "web"),)
+
+
+async def test_guide_for_other_control_planes_works():
+    """In its order: a store that computes per node, a `Proxies`, and resources from dicts."""
+    page = (ROOT / "docs" / "how-to" / "move-a-control-plane.md").read_text()
+    guide: dict[str, Any] = {}
+    for block in re.findall(r"```python.*?\n(.*?)```", page, re.DOTALL):
+        exec(block, guide)
+    rendered = {
+        "@type": resources.CLUSTER,
+        "name": "app",
+        "type": "EDS",
+        "connect_timeout": "5s",
+        "eds_cluster_config": {"eds_config": {"ads": {}}},
+    }
+    made = guide["from_dict"](rendered)
+    assert made.refs == ((resources.ENDPOINT, "app"),)
+    async with EnvoyClient(guide["PerStream"](lambda _: [made])) as client:
+        await client.wait_for(lambda: "app" in client.clusters)
+
+    store = guide["PerNode"]()
+    async with (
+        EnvoyClient(store, node="a", cluster="edge") as edge,
+        EnvoyClient(store, node="b", cluster="core") as core,
+    ):
+        await core.wait_for(lambda: "10.0.0.2" in str(core.clusters.get("app")))
+        await edge.wait_for(lambda: "10.0.0.1" in str(edge.clusters.get("app")))
+        guide["ADDRESSES"]["edge"] = ["10.0.0.3:80"]
+        store.refresh()
+        await edge.wait_for(lambda: "10.0.0.3" in str(edge.clusters["app"]))
+        assert core.conversation.count("< CDS app") == 1
 
 
 CALL = """

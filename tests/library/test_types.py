@@ -16,7 +16,8 @@ from tests.library.programs import EXAMPLES
 
 HERE = Path(__file__).parent
 PAGES = [
-    HERE.parents[1] / "docs" / page for page in ("tutorials/blue-green.md", "how-to/embed-in-a-web-app.md")
+    HERE.parents[1] / "docs" / page
+    for page in ("tutorials/blue-green.md", "how-to/embed-in-a-web-app.md", "how-to/move-a-control-plane.md")
 ]
 MISTAKES = """\
 from xds.builders import cluster, route

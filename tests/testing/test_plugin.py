@@ -22,10 +22,17 @@ from xds.resources import CLUSTER
 
 def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult:
     pytester.makepyfile(MESSAGES + test)
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, "-p", "xds.pytest_plugin")
 
 
-def test_fixtures_are_there_without_configuration(pytester):
+def test_plugin_is_loaded_only_on_request(pytester):
+    pytester.makepyfile("def test_nothing(xds_store): pass")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'xds_store' not found"])
+
+
+def test_fixtures_need_no_other_configuration(pytester):
     test = """
 @pytest.mark.asyncio
 async def test_cluster(xds_server, xds_store, envoy_client):
@@ -176,7 +183,6 @@ async def test_nothing(real_envoy): pass
 
 
 def test_plugin_alone_imports_only_pytest():
-    """It is loaded in every environment that has this package."""
     program = "import sys, xds.pytest_plugin; print(*(m for m in sys.modules if m.split('.')[0] in BAD))"
     bad = {"grpc", "aiohttp", "betterproto2", "envoy_data_plane", "structlog", "google"}
     result = subprocess.run(
@@ -192,7 +198,7 @@ def test_documented_tests_pass(pytester):
         r'^```(?:python|ini)(?: title="([\w.]+)")?\n(.*?)^```$', text, re.MULTILINE | re.DOTALL
     )
     files = {name: block for name, block in blocks if name}
-    assert files.keys() == {"pytest.ini", "blue_green.py", "test_blue_green.py"}
+    assert files.keys() == {"pytest.ini", "conftest.py", "blue_green.py", "test_blue_green.py"}
     files["test_blue_green.py"] += "".join(block for name, block in blocks if not name)
     for name, content in files.items():
         (pytester.path / name).write_text(content)

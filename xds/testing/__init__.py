@@ -6,8 +6,8 @@
         async with EnvoyClient(store) as client:
             await client.wait_for(lambda: "web" in client.clusters and not client.warming)
 
-The fixtures `xds_store`, `xds_server`, `envoy_client` and `real_envoy` are in `xds.pytest_plugin`, which
-pytest loads by itself. They need the extra `testing`.
+The fixtures `xds_store`, `xds_server`, `envoy_client` and `real_envoy` are in `xds.pytest_plugin`. They need
+the extra `testing`, and so does the real Envoy.
 """
 
 from xds.protocol.session import Variant

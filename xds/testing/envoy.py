@@ -13,8 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import aiohttp
-
 from xds.protocol.session import Variant
 from xds.validation import find_envoy
 
@@ -108,15 +106,21 @@ class EnvoyAdmin:
 
         Raises:
             AssertionError: The status is not 200.
+            ConnectionError: There is no answer.
         """
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(method, f"http://{self.address}{path}") as answer,
-        ):
-            text = await answer.text()
-            if answer.status != 200:
-                raise AssertionError(f"admin {path}: {answer.status} {text}")
-            return text
+        import aiohttp  # noqa: PLC0415 - of the extra `testing`; EnvoyClient does without it
+
+        try:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.request(method, f"http://{self.address}{path}") as answer,
+            ):
+                text = await answer.text()
+        except aiohttp.ClientError as error:
+            raise ConnectionError(f"admin {path}: {type(error).__name__}: {error}") from error
+        if answer.status != 200:
+            raise AssertionError(f"admin {path}: {answer.status} {text}")
+        return text
 
     async def get(self, path: str) -> str:
         """Return the body of an answer."""
@@ -273,10 +277,11 @@ class EnvoyProcess:
             try:
                 if self._has_free_port:
                     self.admin.address = self._admin_file.read_text().strip()
-                if await self._is_live():
+                # Envoy creates the file before it writes the address.
+                if self.admin.address and await self._is_live():
                     return
                 problem = "it is not ready"
-            except (AssertionError, OSError, aiohttp.ClientError) as error:
+            except (AssertionError, OSError) as error:
                 problem = f"{type(error).__name__}: {error}"
             if time.monotonic() > deadline:
                 text = f"{self.name} is not live within {START_TIMEOUT} s: {problem}\n{self.tail()}"
