@@ -55,10 +55,24 @@ class ResendsOnNack(Broken):
             self.again.append(self.last)
 
 
+class ResendsOnNackOfAChange(Broken):
+    """Only the NACK of a response that follows an ACK gets the response again."""
+
+    has_acked = False
+
+    def change_request(self, request: Any) -> None:
+        if request.response_nonce and not request.HasField("error_detail"):
+            self.has_acked = True
+        elif request.HasField("error_detail") and self.has_acked:
+            self.again.append(self.last)
+
+
 class AnswersAcks(Broken):
     acked = ""
 
     def change_request(self, request: Any) -> None:
+        if not self.last:
+            return
         if request.response_nonce not in ("", self.acked) and not request.HasField("error_detail"):
             self.acked = request.response_nonce
             self.again.append(self.last)
@@ -82,9 +96,17 @@ class AcceptsStaleRequests(Broken):
 
 
 class TakesOldVersionsForNacks(Broken):
+    """A request with an old version is taken for a NACK, and the names in a NACK are ignored."""
+
+    def __init__(self, variant: Variant, **options: Any) -> None:
+        super().__init__(variant, **options)
+        self.names: list[str] = []
+
     def change_request(self, request: Any) -> None:
-        if request.response_nonce and request.version_info != self.last.version_info:
-            self.again.append(self.last)
+        is_old = request.response_nonce and self.last and request.version_info != self.last.version_info
+        if is_old and not request.HasField("error_detail"):
+            request.resource_names[:] = self.names
+        self.names = [*request.resource_names]
 
 
 class CountsVersions(Broken):
@@ -136,6 +158,76 @@ class RepeatsNames(Broken):
         response.resources.extend(list(response.resources))
 
 
+class RepeatsNamesInsideAWildcard(Broken):
+    """SotW: a resource that the client names beside `*` is sent twice."""
+
+    named: frozenset[str] = frozenset()
+
+    def change_request(self, request: Any) -> None:
+        names = {*request.resource_names}
+        self.named = frozenset(names - {"*"} if "*" in names else ())
+
+    def change_response(self, response: Any) -> None:
+        for item in list(response.resources) if self.named else ():
+            message: Any = message_class(response.type_url.rpartition("/")[2]).FromString(item.value)
+            if message.name in self.named:
+                response.resources.append(item)
+
+
+class KeepsTheLastResource(Broken):
+    """SotW: an empty response is not sent, so the client keeps the last cluster or listener."""
+
+    def next(self, now: float) -> bytes | None:
+        message = super().next(now)
+        return message if message and self.last.resources else None
+
+
+class ForgetsDeletedNames(Broken):
+    """Delta: an unsubscription from a name that was removed gets no response."""
+
+    def __init__(self, variant: Variant, **options: Any) -> None:
+        super().__init__(variant, **options)
+        self.removed: set[str] = set()
+
+    def change_request(self, request: Any) -> None:
+        names = [name for name in request.resource_names_unsubscribe if name not in self.removed]
+        request.resource_names_unsubscribe[:] = names
+
+    def change_response(self, response: Any) -> None:
+        self.removed.update(response.removed_resources)
+
+
+class KeepsTtls(Broken):
+    """The removal of a TTL is not sent."""
+
+    has_ttl = False
+
+    def next(self, now: float) -> bytes | None:
+        message = super().next(now)
+        had_ttl = self.has_ttl
+        self.has_ttl |= bool(message) and any(item.HasField("ttl") for item in self.last.resources)
+        is_removal = had_ttl and message and not any(item.HasField("ttl") for item in self.last.resources)
+        return None if is_removal else message
+
+
+class EndsStreamsOnPhantoms(Broken):
+    """Delta: a client that unsubscribes from an unknown name gets nothing any more."""
+
+    def __init__(self, variant: Variant, **options: Any) -> None:
+        super().__init__(variant, **options)
+        self.names: set[str] = set()
+        self.is_dead = False
+
+    def change_request(self, request: Any) -> None:
+        self.names |= {*request.resource_names_subscribe}
+        self.is_dead |= not self.names.issuperset({*request.resource_names_unsubscribe} - {"*"})
+        self.names -= {*request.resource_names_unsubscribe}
+
+    def next(self, now: float) -> bytes | None:
+        message = super().next(now)
+        return None if self.is_dead else message
+
+
 class SendsNoNames(Broken):
     def change_response(self, response: Any) -> None:
         for resource in response.resources:
@@ -147,11 +239,6 @@ class SendsUnrequested(Broken):
         names = request.resource_names_subscribe if self.is_delta else request.resource_names
         if "alpha" in names:
             names.append("beta")
-
-
-class SetsCanary(Broken):
-    def change_response(self, response: Any) -> None:
-        response.canary = True
 
 
 class HasNoIdentifier(Broken):

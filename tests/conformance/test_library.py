@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,9 +21,21 @@ from tests.conformance import broken
 from tests.library.messages import assignment, eds_cluster
 from tests.support.controlplane import xds_here
 from tests.support.loopback import free_port
-from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
+from xds.conformance import (
+    RULES_VERSION,
+    SOURCES,
+    TITLES,
+    Level,
+    Outcome,
+    Report,
+    UnreachableError,
+    Variant,
+    run,
+    store_adapter,
+)
 from xds.conformance import stream as stream_module
 from xds.conformance.rules import CHECKS, NOT_JUDGED
+from xds.conformance.sources import DISCOVERY
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -67,6 +81,23 @@ async def test_library_passes_every_check(variant):
     assert {result.outcome for result in report.results} == {Outcome.PASS}
 
 
+def test_every_rule_has_a_source():
+    assert [*SOURCES] == [*TITLES]
+    for source in (*SOURCES.values(), *(check.source for check in CHECKS)):
+        if isinstance(source, str):
+            assert source.endswith(".")
+            continue
+        assert re.fullmatch(r"[0-9a-f]{40}", source.document.commit)
+        assert all((source.document.title, source.document.repository, source.document.path))
+        assert source.section
+        assert 5 <= len(source.sentence.split()) <= 25
+
+
+def test_only_robustness_has_no_citation():
+    uncited = [check for check in CHECKS if isinstance(check.source, str)]
+    assert {check.level for check in uncited} == {Level.ROBUSTNESS}
+
+
 def test_every_rule_is_judged_or_says_why_not():
     assert [*TITLES] == [f"R{number}" for number in range(1, 63)]
     assert {check.rule for check in CHECKS}.isdisjoint(NOT_JUDGED)
@@ -76,6 +107,12 @@ def test_every_rule_is_judged_or_says_why_not():
 
 FAULTS = [
     (broken.ResendsOnNack, Variant, {"R12"}),
+    (broken.ResendsOnNackOfAChange, Variant, {"R12"}),
+    (broken.RepeatsNamesInsideAWildcard, SOTW, {"R30"}),
+    (broken.KeepsTheLastResource, SOTW, {"R27"}),
+    (broken.ForgetsDeletedNames, DELTA, {"R21"}),
+    (broken.KeepsTtls, DELTA, {"R44"}),
+    (broken.EndsStreamsOnPhantoms, DELTA, {"R20"}),
     (broken.AnswersAcks, Variant, {"R15"}),
     (broken.RepeatsNonces, Variant, {"R4"}),
     (broken.AcceptsStaleRequests, SOTW, {"R6"}),
@@ -89,7 +126,6 @@ FAULTS = [
     (broken.RepeatsNames, Variant, {"R30"}),
     (broken.SendsNoNames, DELTA, {"R22"}),
     (broken.SendsUnrequested, Variant, {"R28"}),
-    (broken.SetsCanary, SOTW, {"R48"}),
     (broken.HasNoIdentifier, Variant, {"R46"}),
     (broken.DropsLaterResponses, Variant, {"R22"}),
     (broken.NeedsTheNodeAgain, Variant, {"R1"}),
@@ -126,7 +162,7 @@ async def test_check_ends_if_the_server_sends_without_end(monkeypatch):
     monkeypatch.setattr(server_module, "Session", broken.Floods)
     async with serving() as address, asyncio.timeout(60):
         report = await run(address, rules=["R22"], variants=[Variant.DELTA_ADS], response_timeout=5)
-    assert report.failed
+    assert failed(report)
 
 
 async def test_fault_breaks_no_other_rule(monkeypatch):
@@ -205,15 +241,28 @@ async def test_command_prints_rules_and_conversations(monkeypatch):
     async with serving() as address:
         result = await command(address, *narrow(("r12", "R9")), *SLOW, "-o", "wide")
         assert (result.exit_code, result.stderr) == (0, "")
-        assert "R12   must   pass  pass      pass   pass       a rejected resource" in result.stdout
+        assert "R12   spec-must  pass  pass      pass   pass       a rejected resource" in result.stdout
         assert "R9    a permission, not a requirement" in result.stdout
         monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
         result = await command(address, "--rule", "R12", "--variant", "sotw", "--quiet", "30s")
     assert result.exit_code == 1
-    assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (must)" in result.stdout
+    assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (client-dependent)" in result.stdout
+    assert 'source: xDS protocol (ee2107ff308b), When to send an update: "Envoy replies' in result.stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     nack = next(index for index, line in enumerate(lines) if line.endswith("NACK"))
     assert lines[nack + 1].startswith("<-   CDS nonce=")
+    assert "earlier line" not in result.stdout
+
+
+async def test_command_cuts_long_conversations(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    monkeypatch.setattr(sys.modules["xds.cli.conformance"], "_MAX_LINES", 1)
+    async with serving() as address:
+        result = await command(address, "--rule", "R46", "--variant", "sotw", *SLOW)
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    cut = lines.index("(3 earlier lines: -o json)")
+    assert lines[cut + 1].startswith("->   CDS names=")
+    assert lines[cut + 2] == ""
 
 
 async def test_command_prints_each_format(monkeypatch):
@@ -222,20 +271,29 @@ async def test_command_prints_each_format(monkeypatch):
         words = (address, "--variant", "delta", *narrow(("R4", "R46")), *SLOW)
         document = json.loads((await command(*words, "-o", "json")).stdout)
         suites = ET.fromstring((await command(*words, "-o", "junit")).stdout)
-        must = await command(*words, "--level", "must")
+        must = await command(*words, "--level", "spec-must")
         table = await command(*words)
+        words = (*words, "--fail-on", "robustness")
+        strict = await command(*words)
+        (strict_suite,) = ET.fromstring((await command(*words, "-o", "junit")).stdout)
     assert [(rule["rule"], rule["outcomes"]) for rule in document["rules"]] == [
         ("R4", {"delta": "pass"}),
         ("R46", {"delta": "fail"}),
     ]
+    assert (document["rules_version"], document["passed"]) == (RULES_VERSION, True)
+    assert document["rules"][0]["source"]["sentence"].startswith("The nonce provides a way")
     (check,) = document["rules"][1]["checks"]
+    assert check["source"]["commit"] == DISCOVERY.commit
     assert check["reason"] == "control_plane.identifier is empty"
     assert any(line.startswith("<-   CDS") for line in check["conversation"])
     (suite,) = suites
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "0")
-    assert suite.find("testcase/failure").get("message") == "control_plane.identifier is empty"
-    assert must.exit_code == 0
-    assert (table.exit_code, "R46   should  differs  system_version_info" in table.stdout) == (1, True)
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "0", "1")
+    reason = "control_plane.identifier is empty"
+    assert suite.find("testcase/skipped").get("message") == f"differs (robustness): {reason}"
+    assert strict_suite.find("testcase/failure").get("message") == reason
+    assert "R46" not in must.stdout
+    assert (table.exit_code, "R46   robustness  differs  system_version_info" in table.stdout) == (0, True)
+    assert (strict.exit_code, "R46   robustness  FAIL " in strict.stdout) == (1, True)
 
 
 async def test_wrong_usage_exits_with_2():
