@@ -25,8 +25,8 @@ async def node_is_kept(run: Run) -> None:
     _, stream = await run.start(RDS="alpha=1 beta=1")
     stream.held.add("RDS")
     await stream.ask("RDS", "alpha", sees="alpha=1")
-    await stream.ack("RDS", "beta", node="")
-    await stream.sees("RDS", "alpha=1 beta=1")
+    await stream.ack("RDS", node="")
+    await stream.ask("RDS", "beta", node="", sees="alpha=1 beta=1")
 
 
 @check("R2", on=(Variant.SOTW,))
