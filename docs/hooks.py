@@ -222,10 +222,29 @@ def chart_values() -> str:
     return f"```yaml\n{(ROOT / 'charts/xds/values.yaml').read_text().strip()}\n```\n"
 
 
+def rule_sources() -> str:
+    """Return a table of the checks of `xds conformance`, each with its level and its source."""
+    from xds.conformance import TITLES, Citation, Variant
+    from xds.conformance.rules import CHECKS
+
+    rows = ["| Rule | Variants | A check requires | Level | Source |", "|---|---|---|---|---|"]
+    for check in sorted(CHECKS, key=lambda check: [*TITLES].index(check.rule)):
+        variants = "all" if len(check.variants) == len(Variant) else ", ".join(check.variants)
+        text = f"None. {check.source}"
+        if isinstance(check.source, Citation):
+            citation = check.source
+            text = f"[{citation.document.title}]({citation.url}), {citation.section}: “{citation.sentence}”"
+        rows.append(
+            f"| {check.rule} | {variants} | {_cell(check.requires)} | {check.level} | {_cell(text)} |"
+        )
+    return "\n".join(rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "chart_values": chart_values,
     "commands": commands,
     "metrics": metric_table,
+    "rule_sources": rule_sources,
     "services": services,
     "variables": variables,
 }

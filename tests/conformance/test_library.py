@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,9 +21,21 @@ from tests.conformance import broken
 from tests.library.messages import assignment, eds_cluster
 from tests.support.controlplane import xds_here
 from tests.support.loopback import free_port
-from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
+from xds.conformance import (
+    RULES_VERSION,
+    SOURCES,
+    TITLES,
+    Level,
+    Outcome,
+    Report,
+    UnreachableError,
+    Variant,
+    run,
+    store_adapter,
+)
 from xds.conformance import stream as stream_module
 from xds.conformance.rules import CHECKS, NOT_JUDGED
+from xds.conformance.sources import DISCOVERY
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -35,6 +49,7 @@ from xds.testing.streams import SocketStream
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
 DELTA = (Variant.DELTA, Variant.DELTA_ADS)
+ADS = (Variant.SOTW_ADS, Variant.DELTA_ADS)
 PATIENCE = {"response_timeout": 30.0, "concurrency": 16}
 """A correct server answers at once, so only a slow machine needs this time."""
 SLOW = ("--timeout", "30s")
@@ -67,6 +82,23 @@ async def test_library_passes_every_check(variant):
     assert {result.outcome for result in report.results} == {Outcome.PASS}
 
 
+def test_every_rule_has_a_source():
+    assert [*SOURCES] == [*TITLES]
+    for source in (*SOURCES.values(), *(check.source for check in CHECKS)):
+        if isinstance(source, str):
+            assert source.endswith(".")
+            continue
+        assert re.fullmatch(r"[0-9a-f]{40}", source.document.commit)
+        assert all((source.document.title, source.document.repository, source.document.path))
+        assert source.section
+        assert 5 <= len(source.sentence.split()) <= 25
+
+
+def test_only_robustness_has_no_citation():
+    uncited = [check for check in CHECKS if isinstance(check.source, str)]
+    assert {check.level for check in uncited} == {Level.ROBUSTNESS}
+
+
 def test_every_rule_is_judged_or_says_why_not():
     assert [*TITLES] == [f"R{number}" for number in range(1, 63)]
     assert {check.rule for check in CHECKS}.isdisjoint(NOT_JUDGED)
@@ -76,6 +108,35 @@ def test_every_rule_is_judged_or_says_why_not():
 
 FAULTS = [
     (broken.ResendsOnNack, Variant, {"R12"}),
+    (broken.ResendsOnNackOfAChange, Variant, {"R12"}),
+    (broken.RepeatsNamesInsideAWildcard, SOTW, {"R30"}),
+    (broken.KeepsTheLastResource, SOTW, {"R27"}),
+    (broken.ForgetsDeletedNames, DELTA, {"R21"}),
+    (broken.KeepsTtls, DELTA, {"R44"}),
+    (broken.DiesOfPhantoms, DELTA, {"R20"}),
+    (broken.IgnoresTheType, Variant, {"R2"}),
+    (broken.DiesOfUnknownTypes, ADS, {"R3"}),
+    (broken.DiesOfForeignNonces, SOTW, {"R7"}),
+    (broken.IgnoresStaleSubscriptions, DELTA, {"R8"}),
+    (broken.IgnoresNamesInAnswers, Variant, {"R11"}),
+    (broken.SendsUnchanged, Variant, {"R14"}),
+    (broken.IgnoresNewNames, SOTW, {"R16"}),
+    (broken.AnswersFewerNames, SOTW, {"R17"}),
+    (broken.IgnoresReturningNames, Variant, {"R18"}),
+    (broken.LetsNobodyReturnToTheWildcard, Variant, {"R24"}),
+    (broken.ForgetsMissingNames, SOTW, {"R25"}),
+    (broken.HasAWildcardForVirtualHosts, DELTA, {"R32"}),
+    (broken.DiesOfKnownVersions, SOTW, {"R35"}),
+    (broken.RemovesUnrequested, DELTA, {"R37"}),
+    (broken.SendsNoAssignmentAgain, ADS, {"R38"}),
+    (broken.SendsRoutesWithListeners, ADS, {"R39"}),
+    (broken.SendsTypesInReverse, ADS, {"R40"}),
+    (broken.RemovesAtOnce, ADS, {"R41"}),
+    (broken.WaitsForNoAcks, ADS, {"R42", "R43"}),
+    (broken.ServesTheNewestStreamOnly, Variant, {"R51"}),
+    (broken.LimitsStreams, Variant, {"R56"}),
+    (broken.DiesOfUnknownNodes, Variant, {"R59"}),
+    (broken.DiesWithOthers, Variant, {"R60"}),
     (broken.AnswersAcks, Variant, {"R15"}),
     (broken.RepeatsNonces, Variant, {"R4"}),
     (broken.AcceptsStaleRequests, SOTW, {"R6"}),
@@ -89,7 +150,6 @@ FAULTS = [
     (broken.RepeatsNames, Variant, {"R30"}),
     (broken.SendsNoNames, DELTA, {"R22"}),
     (broken.SendsUnrequested, Variant, {"R28"}),
-    (broken.SetsCanary, SOTW, {"R48"}),
     (broken.HasNoIdentifier, Variant, {"R46"}),
     (broken.DropsLaterResponses, Variant, {"R22"}),
     (broken.NeedsTheNodeAgain, Variant, {"R1"}),
@@ -109,6 +169,12 @@ FAULTS = [
 ]
 
 
+def test_every_judged_rule_has_a_fault():
+    found = {rule for _, _, rules in FAULTS for rule in rules}
+    in_other_tests = {"R49", "R50", "R57", "R58"}
+    assert found | in_other_tests == {check.rule for check in CHECKS}
+
+
 @pytest.mark.parametrize(("fault", "variants", "rules"), FAULTS, ids=[fault.__name__ for fault, *_ in FAULTS])
 async def test_fault_is_found_by_its_rule(fault, variants, rules, monkeypatch):
     monkeypatch.setattr(server_module, "Session", fault)
@@ -126,14 +192,25 @@ async def test_check_ends_if_the_server_sends_without_end(monkeypatch):
     monkeypatch.setattr(server_module, "Session", broken.Floods)
     async with serving() as address, asyncio.timeout(60):
         report = await run(address, rules=["R22"], variants=[Variant.DELTA_ADS], response_timeout=5)
-    assert report.failed
+    assert failed(report)
 
 
-async def test_fault_breaks_no_other_rule(monkeypatch):
-    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+@pytest.mark.parametrize(
+    ("fault", "variant", "rule"),
+    [
+        (broken.HasNoIdentifier, Variant.DELTA_ADS, "R46"),
+        (broken.ResendsOnNackOfAChange, Variant.SOTW_ADS, "R12"),
+        (broken.RepeatsNamesInsideAWildcard, Variant.SOTW_ADS, "R30"),
+        (broken.ForgetsDeletedNames, Variant.DELTA_ADS, "R21"),
+        (broken.KeepsTtls, Variant.DELTA_ADS, "R44"),
+        (broken.DiesOfPhantoms, Variant.DELTA_ADS, "R20"),
+    ],
+)
+async def test_fault_breaks_no_other_rule(fault, variant, rule, monkeypatch):
+    monkeypatch.setattr(server_module, "Session", fault)
     async with serving() as address:
-        report = await run(address, variants=[Variant.DELTA_ADS], **PATIENCE)
-    assert {name.split()[0] for name in failed(report)} == {"R46"}
+        report = await run(address, variants=[variant], response_timeout=10, concurrency=16)
+    assert {name.split()[0] for name in failed(report)} == {rule}
 
 
 async def test_end_of_the_quiet_time_interrupts_no_request(monkeypatch):
@@ -181,6 +258,21 @@ class _OnlyAds(grpc.aio.ServerInterceptor):
         return handler if "Aggregated" in details.method or "conformance" in details.method else None
 
 
+class _EmptyFetch(grpc.aio.ServerInterceptor):
+    async def intercept_service(self, continuation, details):
+        async def fetch(_request, _context):
+            return b""
+
+        handler = await continuation(details)
+        return grpc.unary_unary_rpc_method_handler(fetch) if "/Fetch" in details.method else handler
+
+
+async def test_empty_fetch_is_found():
+    async with serving(interceptors=[_EmptyFetch()]) as address:
+        report = await run(address, rules=("R49",), variants=(Variant.SOTW,), **PATIENCE)
+    assert {result.reason for result in report.results} == {"0 resources instead of one"}
+
+
 async def test_missing_services_are_not_applicable():
     async with serving(interceptors=[_OnlyAds()]) as address:
         report = await run(
@@ -205,15 +297,28 @@ async def test_command_prints_rules_and_conversations(monkeypatch):
     async with serving() as address:
         result = await command(address, *narrow(("r12", "R9")), *SLOW, "-o", "wide")
         assert (result.exit_code, result.stderr) == (0, "")
-        assert "R12   must   pass  pass      pass   pass       a rejected resource" in result.stdout
+        assert "R12   spec-must  pass  pass      pass   pass       a rejected resource" in result.stdout
         assert "R9    a permission, not a requirement" in result.stdout
         monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
         result = await command(address, "--rule", "R12", "--variant", "sotw", "--quiet", "30s")
     assert result.exit_code == 1
-    assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (must)" in result.stdout
+    assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (client-dependent)" in result.stdout
+    assert 'source: xDS protocol (ee2107ff308b), When to send an update: "Envoy replies' in result.stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     nack = next(index for index, line in enumerate(lines) if line.endswith("NACK"))
     assert lines[nack + 1].startswith("<-   CDS nonce=")
+    assert "earlier line" not in result.stdout
+
+
+async def test_command_cuts_long_conversations(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    monkeypatch.setattr(sys.modules["xds.cli.conformance"], "_MAX_LINES", 1)
+    async with serving() as address:
+        result = await command(address, "--rule", "R46", "--variant", "sotw", *SLOW)
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    cut = lines.index("(3 earlier lines: -o json)")
+    assert lines[cut + 1].startswith("->   CDS names=")
+    assert lines[cut + 2] == ""
 
 
 async def test_command_prints_each_format(monkeypatch):
@@ -222,20 +327,29 @@ async def test_command_prints_each_format(monkeypatch):
         words = (address, "--variant", "delta", *narrow(("R4", "R46")), *SLOW)
         document = json.loads((await command(*words, "-o", "json")).stdout)
         suites = ET.fromstring((await command(*words, "-o", "junit")).stdout)
-        must = await command(*words, "--level", "must")
+        must = await command(*words, "--level", "spec-must")
         table = await command(*words)
+        words = (*words, "--fail-on", "robustness")
+        strict = await command(*words)
+        (strict_suite,) = ET.fromstring((await command(*words, "-o", "junit")).stdout)
     assert [(rule["rule"], rule["outcomes"]) for rule in document["rules"]] == [
         ("R4", {"delta": "pass"}),
         ("R46", {"delta": "fail"}),
     ]
+    assert (document["rules_version"], document["passed"]) == (RULES_VERSION, True)
+    assert document["rules"][0]["source"]["sentence"].startswith("The nonce provides a way")
     (check,) = document["rules"][1]["checks"]
+    assert check["source"]["commit"] == DISCOVERY.commit
     assert check["reason"] == "control_plane.identifier is empty"
     assert any(line.startswith("<-   CDS") for line in check["conversation"])
     (suite,) = suites
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "0")
-    assert suite.find("testcase/failure").get("message") == "control_plane.identifier is empty"
-    assert must.exit_code == 0
-    assert (table.exit_code, "R46   should  differs  system_version_info" in table.stdout) == (1, True)
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "0", "1")
+    reason = "control_plane.identifier is empty"
+    assert suite.find("testcase/skipped").get("message") == f"differs (robustness): {reason}"
+    assert strict_suite.find("testcase/failure").get("message") == reason
+    assert "R46" not in must.stdout
+    assert (table.exit_code, "R46   robustness  differs  system_version_info" in table.stdout) == (0, True)
+    assert (strict.exit_code, "R46   robustness  FAIL " in strict.stdout) == (1, True)
 
 
 async def test_wrong_usage_exits_with_2():

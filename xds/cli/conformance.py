@@ -25,6 +25,7 @@ from xds.conformance import (
     UnreachableError,
     Variant,
     run,
+    source_line,
     to_dict,
     to_junit,
 )
@@ -35,11 +36,12 @@ xds conformance 127.0.0.1:18000
 xds conformance xds.example.com:443 --adapter 127.0.0.1:18001 --ca-file ca.pem
 xds conformance 127.0.0.1:18000 --node ingress-1
 xds conformance 127.0.0.1:18000 --variant delta-ads --rule R12 --rule R38
-xds conformance 127.0.0.1:18000 --level must -o junit > report.xml
+xds conformance 127.0.0.1:18000 --fail-on spec-should -o junit > report.xml
 """
 
 _MARKS = {Outcome.PASS: "pass", Outcome.NOT_APPLICABLE: "-"}
-_FAILED_MARKS = {Level.MUST: "FAIL", Level.SHOULD: "differs"}
+_MAX_LINES = 20
+"""Number of lines that are shown of a conversation."""
 
 
 class ReportFormat(StrEnum):
@@ -82,11 +84,12 @@ def conformance(
     ] = None,
     level: Annotated[
         Level,
-        typer.Option(
-            "--level",
-            help="must: only the rules that clients rely on. should: also those that leave servers a choice.",
-        ),
-    ] = Level.SHOULD,
+        typer.Option("--level", help="Weakest level of the checks to run. The first level is the strongest."),
+    ] = Level.ROBUSTNESS,
+    fail_on: Annotated[
+        Level,
+        typer.Option("--fail-on", help="Weakest level whose failures make the exit status 1."),
+    ] = Level.CLIENT_DEPENDENT,
     timeout: Annotated[
         str,
         typer.Option("--timeout", metavar="DURATION", help="Time to wait for a response that must come."),
@@ -121,13 +124,13 @@ def conformance(
     of a node, about ten lines around the server's own cache. Without one, the checks use the resources that
     the server has for --node, and rules about changes do not apply.
 
-    The table has a line for each rule. FAIL means that the server breaks a rule that clients rely on, and
-    differs, that it deviates where the specification leaves a choice. The conversation of the first failed
-    check of each rule follows. The wide format has those of all failed checks, and the rules that do not
-    apply, with the reason.
+    The table has a line for each rule. FAIL means that a check fails whose level is --fail-on or stronger,
+    and differs, that only weaker ones fail. The first failed check of each rule follows, with its source and
+    the end of its conversation. The wide format has all failed checks, and the rules that do not apply, with
+    the reason. JSON has the whole conversations.
 
-    Exit status: 0 no rule is broken, 1 a rule is broken, 2 nothing was checked or wrong usage, 3 the server
-    or the adapter cannot be reached.
+    Exit status: 0 no check fails that counts, 1 such a check fails, 2 nothing was checked or wrong usage,
+    3 the server or the adapter cannot be reached.
     """
     if adapter is not None and node is not None:
         fail("--adapter and --node exclude each other")
@@ -154,6 +157,7 @@ def conformance(
                 variants=variants or tuple(Variant),
                 rules=selected,
                 level=level,
+                fail_on=fail_on,
                 response_timeout=parse_duration("--timeout", timeout),
                 quiet=parse_duration("--quiet", quiet),
                 repeat_node=repeat_node,
@@ -204,26 +208,37 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     failures = [result for result in report.results if result.outcome is Outcome.FAIL]
     for rule in report.rules:
         of_rule = [result for result in failures if result.rule == rule]
-        of_rule.sort(key=lambda result: result.level is Level.SHOULD)
+        of_rule.sort(key=lambda result: [*Level].index(result.level))
         for result in of_rule if is_wide else of_rule[:1]:
-            _print_failure(result)
+            _print_failure(result, counts=report.counts(result.level))
         if (more := len(of_rule) - 1) > 0 and not is_wide:
             typer.echo(f"  {more} more failed check{'s' * (more > 1)} of {rule}: -o wide")
     if report.node:
         typer.echo(f"\nNo adapter: checked the resources of node {printable(report.node)}, without changes.")
     counts = Counter(result.outcome for result in report.results)
-    typer.echo(f"\n{', '.join(f'{counts[outcome]} {outcome.value}' for outcome in Outcome)}")
+    differing = sum(not report.counts(result.level) for result in failures)
+    typer.echo(
+        f"\n{counts[Outcome.PASS]} pass, {len(failures) - differing} fail, {differing} differ, "
+        f"{counts[Outcome.NOT_APPLICABLE]} not applicable"
+    )
 
 
 def _mark(report: Report, rule: str, variant: Variant) -> str:
     level = report.failed_level(rule, variant)
-    return _FAILED_MARKS[level] if level else _MARKS[report.outcome(rule, variant)]
+    return _failed_mark(counts=report.counts(level)) if level else _MARKS[report.outcome(rule, variant)]
 
 
-def _print_failure(result: Result) -> None:
-    mark = typer.style(_FAILED_MARKS[result.level], fg="red" if result.level is Level.MUST else "yellow")
+def _failed_mark(*, counts: bool) -> str:
+    return "FAIL" if counts else "differs"
+
+
+def _print_failure(result: Result, *, counts: bool) -> None:
+    mark = typer.style(_failed_mark(counts=counts), fg="red" if counts else "yellow")
     typer.echo(f"\n{mark} {result.rule} {result.variant} {result.check} ({result.level})")
     typer.echo(f"  required: {result.requires}")
+    typer.echo(f"  {source_line(result.source)}")
     typer.echo(f"  {printable(result.reason)}")
-    for line in result.conversation:
+    if (left_out := len(result.conversation) - _MAX_LINES) > 0:
+        typer.echo(f"    ({left_out} earlier line{'s' * (left_out > 1)}: -o json)")
+    for line in result.conversation[-_MAX_LINES:]:
         typer.echo(f"    {printable(line)}")

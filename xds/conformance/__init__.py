@@ -6,13 +6,18 @@
 """
 
 from xds.conformance.adapter import store_adapter
-from xds.conformance.report import to_dict, to_junit
-from xds.conformance.rules import TITLES, Level
+from xds.conformance.report import source_line, to_dict, to_junit
+from xds.conformance.rules import RULES_VERSION, TITLES, Level
 from xds.conformance.runner import Outcome, Report, Result, UnreachableError, run
+from xds.conformance.sources import SOURCES, Citation, Document
 from xds.conformance.wire import Variant
 
 __all__ = [
+    "RULES_VERSION",
+    "SOURCES",
     "TITLES",
+    "Citation",
+    "Document",
     "Level",
     "Outcome",
     "Report",
@@ -20,6 +25,7 @@ __all__ = [
     "UnreachableError",
     "Variant",
     "run",
+    "source_line",
     "store_adapter",
     "to_dict",
     "to_junit",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from xds.conformance import sources
 from xds.conformance.rules import ADS, DELTA, PER_TYPE, SOTW, Level, Run, check
-from xds.conformance.wire import NotApplicableError
+from xds.conformance.wire import NotApplicableError, Variant
 from xds.conformance.world import TYPES, CheckError
 
 UNKNOWN = "type.googleapis.com/xds.conformance.v1.Unknown"
 
 
-@check("R1", level=Level.SHOULD)
+@check("R1", level=Level.ROBUSTNESS)
 async def other_node_is_ignored(run: Run) -> None:
     """A later request with another node does not change what the stream gets."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
@@ -24,17 +25,19 @@ async def node_is_kept(run: Run) -> None:
     _, stream = await run.start(RDS="alpha=1 beta=1")
     stream.held.add("RDS")
     await stream.ask("RDS", "alpha", sees="alpha=1")
-    await stream.ask("RDS", "beta", nonce=stream.responses[-1].nonce, node="", sees="alpha=1 beta=1")
+    await stream.ack("RDS", node="")
+    await stream.ask("RDS", "beta", node="", sees="alpha=1 beta=1")
 
 
-@check("R2", on=PER_TYPE)
+@check("R2", on=(Variant.SOTW,))
+@check("R2", on=(Variant.DELTA,), level=Level.ROBUSTNESS)
 async def type_is_implied(run: Run) -> None:
     """A request without a type on a per-type stream is for the stream's type."""
     _, stream = await run.start(CDS="alpha=1")
     await stream.ask("CDS", type_url="", sees="alpha=1")
 
 
-@check("R2", on=PER_TYPE, level=Level.SHOULD)
+@check("R2", on=PER_TYPE, level=Level.ROBUSTNESS)
 async def other_type_is_rejected(run: Run) -> None:
     """A request for another type on a per-type stream is not answered."""
     _, stream = await run.start(CDS="alpha=1", RDS="alpha=1")
@@ -42,7 +45,7 @@ async def other_type_is_rejected(run: Run) -> None:
     await stream.refused()
 
 
-@check("R2", on=ADS)
+@check("R2", on=ADS, level=Level.ROBUSTNESS)
 async def ads_requires_a_type(run: Run) -> None:
     """A request without a type on an ADS stream is not answered."""
     _, stream = await run.start(CDS="alpha=1")
@@ -50,7 +53,7 @@ async def ads_requires_a_type(run: Run) -> None:
     await stream.refused()
 
 
-@check("R3", on=ADS)
+@check("R3", on=ADS, level=Level.ROBUSTNESS)
 async def unsupported_type_is_ignored(run: Run) -> None:
     """A request for an unsupported type gets no response, and the stream goes on."""
     _, stream = await run.start(CDS="alpha=1")
@@ -72,7 +75,7 @@ async def nonces_are_unique(run: Run) -> None:
         raise CheckError(f"nonces are not unique: {', '.join(map(repr, nonces))}")
 
 
-@check("R5", level=Level.SHOULD)
+@check("R5", level=Level.SPEC_SHOULD)
 async def equal_content_has_equal_versions(run: Run) -> None:
     """Streams and nodes with equal content get equal versions; other content has another version."""
     world, first = await run.start(RDS="alpha=1")
@@ -92,7 +95,7 @@ async def equal_content_has_equal_versions(run: Run) -> None:
         raise CheckError(f"changed content has the same version {versions[0]}")
 
 
-@check("R6", on=SOTW)
+@check("R6", on=SOTW, level=Level.SPEC_SHOULD)
 async def stale_request_is_ignored(run: Run) -> None:
     """A request with the nonce of an older response does not change the subscription."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
@@ -110,9 +113,9 @@ async def stale_request_is_ignored(run: Run) -> None:
         raise CheckError("beta is sent, which only a stale request named")
 
 
-@check("R7", on=SOTW, types=("CDS", "RDS"))
+@check("R7", on=SOTW, types=("CDS", "RDS"), level=Level.ROBUSTNESS)
 async def first_request_is_never_stale(run: Run) -> None:
-    """The first request of a stream gets a response, even with a nonce of an earlier stream."""
+    """The first request of a stream gets a response, even if a client wrongly repeats an old nonce."""
     _, stream = await run.start(**{run.type: "alpha=1"})
     await stream.ask(run.type, "alpha", nonce="nonce-of-an-earlier-stream", sees="alpha=1")
 
@@ -129,14 +132,17 @@ async def stale_subscription_applies(run: Run) -> None:
     await stream.ask("RDS", "beta", nonce=stale, sees="alpha=2 beta=1")
 
 
-@check("R10", on=SOTW, types=("CDS", "RDS"))
+@check("R10", on=SOTW, types=("EDS", "RDS"), level=Level.SPEC_SHOULD)
 async def version_makes_no_nack(run: Run) -> None:
-    """An ACK with an old version gets no response, because it contains no error_detail."""
+    """After a NACK, a request with a new name and no error_detail gets a response, whatever its version."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
     await stream.ask(run.type, "alpha", sees="alpha=1")
-    await stream.request(run.type, version="")
-    await stream.nothing(run.type)
+    await stream.nack(run.type)
+    await stream.settle(run.type)
+    if stream.has_unseen(run.type):
+        raise NotApplicableError("the server sends the rejected response again: see R12")
+    await stream.ask(run.type, "beta", sees="alpha=1 beta=1")
 
 
 @check("R11", types=("CDS", "RDS"))
@@ -145,7 +151,8 @@ async def ack_changes_the_subscription(run: Run) -> None:
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
     await stream.ask(run.type, "alpha", sees="alpha=1")
-    await stream.ask(run.type, "beta", nonce=stream.responses[-1].nonce, sees="alpha=1 beta=1")
+    await stream.ack(run.type, "beta")
+    await stream.sees(run.type, "alpha=1 beta=1")
 
 
 @check("R11")
@@ -158,7 +165,7 @@ async def nack_changes_the_subscription(run: Run) -> None:
     await stream.sees("RDS", "alpha=1 beta=1")
 
 
-@check("R12", types=("CDS", "RDS"))
+@check("R12", types=("CDS", "RDS"), level=Level.CLIENT_DEPENDENT)
 async def rejected_resource_is_not_sent_again(run: Run) -> None:
     """A rejected response is not sent again."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -168,7 +175,19 @@ async def rejected_resource_is_not_sent_again(run: Run) -> None:
     await stream.nothing(run.type)
 
 
-@check("R12", types=("CDS", "RDS"))
+@check("R12", types=("CDS", "RDS"), level=Level.CLIENT_DEPENDENT)
+async def rejected_change_is_not_sent_again(run: Run) -> None:
+    """A response that is rejected after an earlier one was accepted is not sent again."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha", sees="alpha=1")
+    stream.held.add(run.type)
+    await world.set(**{run.type: "alpha=2 beta=1"})
+    await stream.sees(run.type, "alpha=2")
+    await stream.nack(run.type)
+    await stream.nothing(run.type)
+
+
+@check("R12", types=("CDS", "RDS"), source=sources.ALL_UPDATES)
 async def changed_resource_is_sent_after_a_nack(run: Run) -> None:
     """A rejected resource is sent when it changes."""
     world, stream = await run.start(**{run.type: "alpha=1"})
@@ -180,7 +199,7 @@ async def changed_resource_is_sent_after_a_nack(run: Run) -> None:
     await stream.sees(run.type, "alpha=2")
 
 
-@check("R13", on=DELTA, types=("CDS", "RDS"))
+@check("R13", on=DELTA, types=("CDS", "RDS"), level=Level.ROBUSTNESS)
 async def nack_of_an_older_response_gets_none(run: Run) -> None:
     """A client that rejects a response after it got the next one, and ACKs that, gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -197,7 +216,7 @@ async def nack_of_an_older_response_gets_none(run: Run) -> None:
     await stream.nothing(run.type)
 
 
-@check("R14", types=("EDS", "RDS"), level=Level.SHOULD)
+@check("R14", types=("EDS", "RDS"), level=Level.SPEC_SHOULD)
 async def change_of_another_resource_is_not_sent(run: Run) -> None:
     """A change of a resource that the client did not request gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
@@ -206,7 +225,7 @@ async def change_of_another_resource_is_not_sent(run: Run) -> None:
     await stream.nothing(run.type)
 
 
-@check("R14", types=("CDS", "RDS"))
+@check("R14", types=("CDS", "RDS"), level=Level.SPEC_SHOULD)
 async def equal_state_is_not_sent(run: Run) -> None:
     """Setting the same resources again gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -215,7 +234,7 @@ async def equal_state_is_not_sent(run: Run) -> None:
     await stream.nothing(run.type)
 
 
-@check("R15", types=("CDS", "EDS", "LDS", "RDS"))
+@check("R15", types=("CDS", "EDS", "LDS", "RDS"), level=Level.CLIENT_DEPENDENT)
 async def ack_gets_no_response(run: Run) -> None:
     """An ACK gets no response."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})

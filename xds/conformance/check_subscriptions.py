@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xds.conformance import sources
 from xds.conformance.rules import DELTA, SOTW, Level, Run, check
 from xds.conformance.stream import Stream
 from xds.conformance.wire import NotApplicableError
@@ -21,6 +22,14 @@ async def enter_wildcard(stream: Stream, short: str, *names: str) -> None:
         raise NotApplicableError("needs the wildcard `*`, which fails: see R22") from None
 
 
+def require_unique(stream: Stream) -> None:
+    """Require that no response so far contains a name twice."""
+    for response in stream.responses:
+        if response.repeated:
+            names = ", ".join(sorted(response.repeated))
+            raise CheckError(f"{response.type}: response {response.nonce!r} contains twice: {names}")
+
+
 @check("R16", on=SOTW, types=ALL)
 async def new_name_gets_a_response(run: Run) -> None:
     """A request with a new name gets a response, although no resource changed."""
@@ -29,7 +38,7 @@ async def new_name_gets_a_response(run: Run) -> None:
     await stream.ask(run.type, "beta", sees="alpha=1 beta=1")
 
 
-@check("R17", on=SOTW, types=ALL, level=Level.SHOULD)
+@check("R17", on=SOTW, types=ALL, level=Level.SPEC_SHOULD)
 async def fewer_names_get_no_response(run: Run) -> None:
     """A request with fewer names gets no response."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
@@ -57,12 +66,16 @@ async def repeated_subscription_gets_a_response(run: Run) -> None:
 
 
 @check("R20", on=DELTA)
-async def unknown_unsubscription_has_no_effect(run: Run) -> None:
-    """Unsubscribing from a name that was never subscribed to gets no response."""
-    _, stream = await run.start(RDS="alpha=1 beta=1")
+async def unknown_unsubscription_does_no_harm(run: Run) -> None:
+    """A client that unsubscribes from a name it never subscribed to can go on with its subscriptions."""
+    world, stream = await run.start(RDS="alpha=1 beta=1")
     await stream.ask("RDS", "alpha", sees="alpha=1")
     await stream.leave("RDS", "omega")
-    await stream.nothing("RDS")
+    await stream.ask("RDS", "beta", sees="alpha=1 beta=1")
+    if world.is_fixed:
+        return
+    await world.set(RDS="alpha=2 beta=1")
+    await stream.sees("RDS", "alpha=2 beta=1")
 
 
 @check("R21", on=DELTA, types=FULL)
@@ -72,6 +85,17 @@ async def unsubscription_inside_a_wildcard(run: Run) -> None:
     await enter_wildcard(stream, run.type, "alpha")
     await stream.leave(run.type, "alpha")
     await stream.sees(run.type, "alpha=1 beta=1")
+
+
+@check("R21", on=DELTA, types=FULL, level=Level.SPEC_SHOULD)
+async def unsubscription_outside_a_wildcard(run: Run) -> None:
+    """A client with a wildcard that unsubscribes from a deleted name gets it in removed_resources."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await enter_wildcard(stream, run.type, "alpha")
+    await world.set(**{run.type: "beta=1"})
+    await stream.sees(run.type, "beta=1", gone="alpha")
+    await stream.leave(run.type, "alpha")
+    await stream.gets(run.type, "alpha is not removed", lambda response: "alpha" in response.removed)
 
 
 @check("R22", types=FULL)
@@ -85,7 +109,7 @@ async def legacy_wildcard(run: Run) -> None:
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
 
-@check("R22", types=FULL)
+@check("R22", types=FULL, source=sources.EXPLICIT_WILDCARD)
 async def explicit_wildcard(run: Run) -> None:
     """A request for `*` gets all resources, and later ones as well."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -96,7 +120,7 @@ async def explicit_wildcard(run: Run) -> None:
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
 
-@check("R22", types=FULL)
+@check("R22", types=FULL, level=Level.SPEC_SHOULD, source=sources.LEFT_WILDCARD)
 async def wildcard_can_be_left(run: Run) -> None:
     """A client that has left the wildcard gets only the resources that it names."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -109,7 +133,7 @@ async def wildcard_can_be_left(run: Run) -> None:
         raise CheckError("a change of beta is sent, although the client has left the wildcard")
 
 
-@check("R22", on=SOTW, types=FULL)
+@check("R22", on=SOTW, types=FULL, level=Level.SPEC_SHOULD, source=sources.LEFT_WILDCARD)
 async def names_end_the_legacy_wildcard(run: Run) -> None:
     """SotW: a client with a legacy wildcard that names resources gets only those from then on."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -123,25 +147,34 @@ async def names_end_the_legacy_wildcard(run: Run) -> None:
         raise CheckError("beta is sent, although the client has left the wildcard")
 
 
-@check("R22", on=DELTA, types=FULL)
+@check("R22", on=DELTA, types=FULL, source=sources.KEPT_WILDCARD)
 async def names_keep_the_legacy_wildcard(run: Run) -> None:
-    """Delta: a client with a legacy wildcard that names a resource keeps the wildcard until it leaves `*`."""
+    """Delta: a client with a legacy wildcard that names a resource keeps the wildcard."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     await stream.ask(run.type, sees="alpha=1 beta=1")
     await stream.ask(run.type, "alpha")
     await stream.settle(run.type)
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
+
+
+@check("R22", on=DELTA, types=FULL, level=Level.SPEC_SHOULD, source=sources.LEFT_WILDCARD)
+async def legacy_wildcard_can_be_left(run: Run) -> None:
+    """Delta: a client that has left a legacy wildcard gets only the resources that it names."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, sees="alpha=1 beta=1")
+    await stream.ask(run.type, "alpha")
+    await stream.settle(run.type)
     await stream.end_wildcard(run.type)
     await stream.settle(run.type)
     before = len(stream.responses)
-    await world.set(**{run.type: "alpha=2 beta=3 gamma=1"})
+    await world.set(**{run.type: "alpha=2 beta=2"})
     await stream.sees(run.type, "alpha=2")
     if "beta" in stream.since(before, run.type):
         raise CheckError("beta is sent, although the client has left the wildcard")
 
 
-@check("R22", on=SOTW, types=ALL)
+@check("R22", on=SOTW, types=ALL, level=Level.SPEC_SHOULD, source=sources.EMPTY_LIST)
 async def empty_list_after_names_is_no_wildcard(run: Run) -> None:
     """A request without names after one with names subscribes to nothing."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -155,7 +188,7 @@ async def empty_list_after_names_is_no_wildcard(run: Run) -> None:
         raise CheckError(f"sent, although not requested: {', '.join(sorted(extra))}")
 
 
-@check("R23", types=NAMED, level=Level.SHOULD)
+@check("R23", types=NAMED, level=Level.ROBUSTNESS)
 async def other_types_have_no_legacy_wildcard(run: Run) -> None:
     """An empty first request for assignments or routes gets no resources."""
     _, stream = await run.start(**{run.type: "alpha=1"})
@@ -163,7 +196,7 @@ async def other_types_have_no_legacy_wildcard(run: Run) -> None:
     await stream.nothing(run.type)
 
 
-@check("R24", types=FULL, level=Level.SHOULD)
+@check("R24", types=FULL, level=Level.ROBUSTNESS, source=sources.SILENT_UNSUBSCRIPTION)
 async def leaving_the_wildcard_gets_no_response(run: Run) -> None:
     """A client that leaves the wildcard gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -185,16 +218,22 @@ async def entering_the_wildcard_gets_all(run: Run) -> None:
 
 @check("R25", types=ALL)
 async def missing_resource_is_sent_when_it_appears(run: Run) -> None:
-    """A client gets the named resources that exist, and a missing one when it appears."""
+    """A client gets a missing resource when it appears."""
     world, stream = await run.start(**{run.type: "alpha=1"})
-    await stream.ask(run.type, "alpha", "omega", sees="alpha=1")
-    if world.is_fixed:
-        return
+    await stream.ask(run.type, "alpha", "omega")
+    await stream.settle(run.type)
     await world.set(**{run.type: "alpha=1 omega=1"})
     await stream.sees(run.type, "alpha=1 omega=1")
 
 
-@check("R25", on=SOTW, types=FULL)
+@check("R25", types=ALL, level=Level.SPEC_SHOULD, source=sources.MAY_WAIT)
+async def missing_resource_delays_no_other(run: Run) -> None:
+    """A client that names an existing and a missing resource gets the existing one at once."""
+    _, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.ask(run.type, "alpha", "omega", sees="alpha=1")
+
+
+@check("R25", on=SOTW, types=FULL, level=Level.ROBUSTNESS, source=sources.MAY_WAIT)
 async def missing_resource_gets_a_response(run: Run) -> None:
     """A request for a missing cluster or listener gets an empty response."""
     _, stream = await run.start(**{run.type: "alpha=1"})
@@ -218,7 +257,7 @@ async def deleted_resource_is_reported(run: Run) -> None:
     await stream.sees(run.type, "alpha=1", gone="beta")
 
 
-@check("R27", on=SOTW, types=FULL)
+@check("R27", on=SOTW, types=FULL, source=sources.OMISSION)
 async def deleted_resource_is_omitted(run: Run) -> None:
     """The response after a deletion omits the cluster or listener."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -227,7 +266,16 @@ async def deleted_resource_is_omitted(run: Run) -> None:
     await stream.sees(run.type, "alpha=1")
 
 
-@check("R27", on=SOTW, level=Level.SHOULD)
+@check("R27", on=SOTW, types=FULL, source=sources.EMPTY_RESPONSE)
+async def last_deleted_resource_gets_an_empty_response(run: Run) -> None:
+    """The response after the deletion of the last cluster or listener is empty."""
+    world, stream = await run.start(**{run.type: "alpha=1", "RDS": "alpha=1"})
+    await stream.ask(run.type, sees="alpha=1")
+    await world.set(**{run.type: ""})
+    await stream.sees(run.type, "")
+
+
+@check("R27", on=SOTW, level=Level.SPEC_SHOULD, source=sources.NO_OP)
 async def deleted_route_gets_no_response(run: Run) -> None:
     """The deletion of a route gets no response, because none can express it."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
@@ -236,7 +284,7 @@ async def deleted_route_gets_no_response(run: Run) -> None:
     await stream.nothing("RDS")
 
 
-@check("R28", types=ALL, level=Level.SHOULD)
+@check("R28", types=ALL, level=Level.ROBUSTNESS, source=sources.IGNORED)
 async def only_requested_resources_are_sent(run: Run) -> None:
     """A client that names a resource gets no others."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -256,7 +304,7 @@ async def named_resource_inside_a_wildcard_is_sent_again(run: Run) -> None:
     await stream.ask(run.type, "alpha", sees="alpha=1 beta=1")
 
 
-@check("R29", types=("CDS", "RDS"))
+@check("R29", types=("CDS", "RDS"), level=Level.ROBUSTNESS)
 async def repeated_name_counts_once(run: Run) -> None:
     """A name that is repeated in a request counts once."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
@@ -269,7 +317,7 @@ async def repeated_name_counts_once(run: Run) -> None:
         raise CheckError("alpha is sent after the client has unsubscribed")
 
 
-@check("R29", on=DELTA)
+@check("R29", on=DELTA, level=Level.ROBUSTNESS)
 async def unsubscription_wins(run: Run) -> None:
     """A name that a request both subscribes to and unsubscribes from is unsubscribed."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
@@ -287,11 +335,30 @@ async def response_contains_a_name_once(run: Run) -> None:
     """No response contains a name twice, even if the request does."""
     world, stream = await run.start(**{run.type: "alpha=1"})
     await stream.ask(run.type, "alpha", "alpha", sees="alpha=1")
+    require_unique(stream)
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=2"})
     await stream.sees(run.type, "alpha=2")
+    require_unique(stream)
 
 
-@check("R31", on=DELTA, level=Level.SHOULD)
+@check("R30", on=SOTW, types=FULL)
+async def wildcard_and_name_overlap(run: Run) -> None:
+    """A client with a wildcard that also names a resource gets it once in each response."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await enter_wildcard(stream, run.type)
+    await stream.ask(run.type, "alpha")
+    await stream.settle(run.type)
+    require_unique(stream)
+    if world.is_fixed:
+        return
+    await world.set(**{run.type: "alpha=2 beta=1"})
+    await stream.sees(run.type, "alpha=2 beta=1")
+    require_unique(stream)
+
+
+@check("R31", on=DELTA, level=Level.SPEC_SHOULD)
 async def alias_gets_its_virtual_host(run: Run) -> None:
     """A client that requests an alias gets the virtual host under its own name, and the alias with it."""
     world = await run.world()
@@ -306,7 +373,7 @@ async def alias_gets_its_virtual_host(run: Run) -> None:
         raise CheckError(f"{ALIAS} is also sent without a body, as an alias that no virtual host has")
 
 
-@check("R31", on=DELTA, level=Level.SHOULD)
+@check("R31", on=DELTA, level=Level.ROBUSTNESS, source=sources.UNKNOWN_ALIAS)
 async def unknown_alias_gets_no_body(run: Run) -> None:
     """An alias that no virtual host has is sent as the name of a resource without a body."""
     _, stream = await run.start(VHDS=f"{HOST}=alpha.example")
@@ -314,7 +381,7 @@ async def unknown_alias_gets_no_body(run: Run) -> None:
     await stream.gets("VHDS", f"{UNKNOWN_ALIAS} is not sent", lambda got: UNKNOWN_ALIAS in got.without_body)
 
 
-@check("R32", on=DELTA, level=Level.SHOULD)
+@check("R32", on=DELTA, level=Level.ROBUSTNESS)
 async def virtual_hosts_have_no_wildcard(run: Run) -> None:
     """An empty first request for virtual hosts gets no response."""
     _, stream = await run.start(VHDS="routes/alpha=alpha.example")
@@ -331,7 +398,7 @@ async def on_demand_cluster(run: Run) -> None:
     await stream.sees("CDS", "alpha=1 beta=1", gone="omega")
 
 
-@check("R34", on=DELTA, types=("CDS", "RDS"), level=Level.SHOULD)
+@check("R34", on=DELTA, types=("CDS", "RDS"), level=Level.SPEC_SHOULD)
 async def collection_gets_its_members(run: Run) -> None:
     """A client that names a collection gets its members, also those that appear later, and nothing else."""
     group = f"xdstp://conformance/{TYPES[run.type].rpartition('/')[2]}/group"

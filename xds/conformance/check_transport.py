@@ -7,7 +7,8 @@ import asyncio
 import grpc
 import grpc.aio
 
-from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check
+from xds.conformance import sources
+from xds.conformance.rules import ADS, DELTA, PER_TYPE, SOTW, Level, Run, check
 from xds.conformance.wire import NotApplicableError, Variant, connect, decode, path_of
 from xds.conformance.world import TYPES, CheckError
 from xds.server.services import SERVICES
@@ -21,17 +22,19 @@ NAME_LENGTH = 200
 CHANGES = 8
 """Number of large changes while a client does not read, which exceed the buffers of its connection."""
 TTL = 1.0
+WITH_TTL = ("xds.config.supports-resource-ttl",)
+"""Features of a client that understands TTLs."""
 UNKNOWN_FIELD = b"\xca\x3e\x01x"
 """Field 1001 with the text "x"."""
 
 
-@check("R44", on=DELTA, level=Level.SHOULD)
+@check("R44", on=DELTA, level=Level.SPEC_SHOULD)
 async def ttl_is_sent_and_renewed(run: Run) -> None:
-    """A resource is sent with its TTL, and its TTL is renewed before it ends."""
+    """A client that supports TTLs gets the TTL of a resource, and it is renewed before it ends."""
     world = await run.world()
     world.ttl["alpha"] = TTL
     await world.set(CDS="alpha=1")
-    stream = run.stream(world)
+    stream = run.stream(world, features=WITH_TTL)
     await stream.ask("CDS", "alpha", sees="alpha=1")
     if (ttl := stream.responses[-1].ttls.get("alpha")) != TTL:
         raise CheckError(f"alpha is sent with the TTL {ttl} instead of {TTL}" if ttl else "alpha has no TTL")
@@ -41,9 +44,26 @@ async def ttl_is_sent_and_renewed(run: Run) -> None:
         raise CheckError(f"alpha is renewed with another version: {renewal.versions['alpha']}")
 
 
-@check("R44", on=SOTW, level=Level.SHOULD)
+@check("R44", on=DELTA, source=sources.REMOVED_TTL)
+async def removed_ttl_is_reported(run: Run) -> None:
+    """When the TTL of a resource is removed, the resource is sent again without it."""
+    world = await run.world()
+    world.ttl["alpha"] = TTL
+    await world.set(CDS="alpha=1")
+    stream = run.stream(world, features=WITH_TTL)
+    await stream.ask("CDS", "alpha", sees="alpha=1")
+    if "alpha" not in stream.responses[-1].ttls:
+        raise NotApplicableError("the server sends no TTL")
+    del world.ttl["alpha"]
+    await world.set(CDS="alpha=1")
+    await stream.gets(
+        "CDS", "alpha is not sent without a TTL", lambda got: "alpha" in {*got.versions} - {*got.ttls}
+    )
+
+
+@check("R44", on=SOTW, level=Level.CLIENT_DEPENDENT, source=sources.WRAPPER)
 async def ttl_is_not_sent_to_other_clients(run: Run) -> None:
-    """A client without the feature xds.config.supports-resource-ttl gets the resource without a TTL."""
+    """A client without the feature xds.config.supports-resource-in-sotw gets no wrapped resources."""
     world = await run.world()
     world.ttl["alpha"] = TTL
     await world.set(CDS="alpha=1")
@@ -53,7 +73,7 @@ async def ttl_is_not_sent_to_other_clients(run: Run) -> None:
         raise CheckError("alpha is sent inside envoy.service.discovery.v3.Resource")
 
 
-@check("R46", level=Level.SHOULD)
+@check("R46", level=Level.ROBUSTNESS)
 async def control_plane_is_set(run: Run) -> None:
     """Responses contain the version of the type and the identifier of the control plane."""
     _, stream = await run.start(CDS="alpha=1")
@@ -65,23 +85,14 @@ async def control_plane_is_set(run: Run) -> None:
         raise CheckError("control_plane.identifier is empty")
 
 
-@check("R47")
+@check("R47", level=Level.ROBUSTNESS)
 async def unknown_field_is_ignored(run: Run) -> None:
     """A request with a field that no version of the protocol has gets its resources."""
     _, stream = await run.start(RDS="alpha=1")
     await stream.ask("RDS", "alpha", more=UNKNOWN_FIELD, sees="alpha=1")
 
 
-@check("R48", on=SOTW)
-async def canary_is_not_set(run: Run) -> None:
-    """Responses do not have the field canary set."""
-    _, stream = await run.start(CDS="alpha=1")
-    await stream.ask("CDS", sees="alpha=1")
-    if stream.responses[-1].canary:
-        raise CheckError("canary is set")
-
-
-@check("R49", on=(Variant.SOTW,), types=ALL, level=Level.SHOULD)
+@check("R49", on=(Variant.SOTW,), types=ALL, level=Level.ROBUSTNESS)
 async def fetch_is_supported(run: Run) -> None:
     """The unary method of a type's service returns the named resources."""
     world = await run.world(**{run.type: "alpha=1"})
@@ -102,7 +113,7 @@ async def fetch_is_supported(run: Run) -> None:
         raise CheckError(f"{len(response.resources)} resources instead of one")
 
 
-@check("R50", level=Level.SHOULD)
+@check("R50", level=Level.ROBUSTNESS)
 async def services_are_served(run: Run) -> None:
     """The method of each discovery service is implemented."""
     missing = []
@@ -120,7 +131,8 @@ async def services_are_served(run: Run) -> None:
         raise CheckError(f"not implemented: {', '.join(missing)}")
 
 
-@check("R51")
+@check("R51", on=PER_TYPE, level=Level.CLIENT_DEPENDENT, source=sources.OWN_STREAMS)
+@check("R51", on=ADS, level=Level.ROBUSTNESS)
 async def streams_are_independent(run: Run) -> None:
     """Two streams of a node have their own subscriptions, and one goes on when the other rejects and ends."""
     world, first = await run.start(RDS="alpha=1 beta=1")
@@ -138,7 +150,7 @@ async def streams_are_independent(run: Run) -> None:
     await first.sees("RDS", "alpha=3")
 
 
-@check("R52")
+@check("R52", level=Level.ROBUSTNESS)
 async def slow_client_delays_no_other(run: Run) -> None:
     """While a client does not read, another one gets each change. Then the first gets the last state."""
     world = await run.world()
@@ -158,7 +170,7 @@ async def slow_client_delays_no_other(run: Run) -> None:
         await slow.close()
 
 
-@check("R53", types=("CDS", "RDS"))
+@check("R53", types=("CDS", "RDS"), level=Level.ROBUSTNESS)
 async def late_ack_gets_the_last_state(run: Run) -> None:
     """A client that sends its ACKs late gets the last state."""
     world, stream = await run.start(**{run.type: "alpha=1"})
@@ -173,7 +185,7 @@ async def late_ack_gets_the_last_state(run: Run) -> None:
         await stream.sees(run.type, "alpha=3")
 
 
-@check("R56", level=Level.SHOULD, alone=True)
+@check("R56", level=Level.ROBUSTNESS, alone=True)
 async def many_streams_share_a_connection(run: Run) -> None:
     """Sixteen streams on one connection all get responses."""
     world = await run.world(RDS="alpha=1")
@@ -184,7 +196,7 @@ async def many_streams_share_a_connection(run: Run) -> None:
         await stream.sees("RDS", "alpha=1")
 
 
-@check("R57", level=Level.SHOULD, alone=True)
+@check("R57", level=Level.ROBUSTNESS, alone=True)
 async def large_request_is_accepted(run: Run) -> None:
     """A request of 5 MiB is accepted: clients report every resource when they reconnect."""
     _, stream = await run.start(RDS="alpha=1")
@@ -197,8 +209,8 @@ async def large_request_is_accepted(run: Run) -> None:
     await stream.sees("RDS", "alpha=1")
 
 
-@check("R58", on=DELTA, types=("CDS", "RDS"), level=Level.SHOULD)
-@check("R58", on=SOTW, types=("EDS", "RDS"), level=Level.SHOULD)
+@check("R58", on=DELTA, types=("CDS", "RDS"), level=Level.ROBUSTNESS)
+@check("R58", on=SOTW, types=("EDS", "RDS"), level=Level.ROBUSTNESS)
 async def large_response_is_split(run: Run) -> None:
     """Resources of 5 MiB are sent in responses below 4 MiB, the limit of gRPC clients."""
     world = await run.world()
@@ -217,7 +229,7 @@ async def large_response_is_split(run: Run) -> None:
         raise CheckError(f"a response has {size / MIB:.1f} MiB")
 
 
-@check("R59", types=("CDS", "RDS"))
+@check("R59", types=("CDS", "RDS"), level=Level.ROBUSTNESS)
 async def unknown_client_stays_connected(run: Run) -> None:
     """A client that the server does not know yet gets its resources once the server knows it."""
     world = await run.world()
@@ -230,7 +242,7 @@ async def unknown_client_stays_connected(run: Run) -> None:
     await stream.sees(run.type, "alpha=1")
 
 
-@check("R60")
+@check("R60", level=Level.ROBUSTNESS)
 async def malformed_request_ends_its_own_stream(run: Run) -> None:
     """A request that is no message ends its stream with an error. Other streams of the connection go on."""
     world, good = await run.start(RDS="alpha=1 beta=1")

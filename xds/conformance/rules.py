@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import grpc.aio
 
+from xds.conformance.sources import SOURCES, Source
 from xds.conformance.stream import Stream
 from xds.conformance.wire import NeedsAdapterError, Variant, connect
 from xds.conformance.world import World
@@ -19,13 +20,26 @@ ADS = (Variant.SOTW_ADS, Variant.DELTA_ADS)
 PER_TYPE = (Variant.SOTW, Variant.DELTA)
 
 
-class Level(StrEnum):
-    """How much a rule matters."""
+RULES_VERSION = 2
+"""Version of the rules: it increases when a change can make a server fail that passed before."""
 
-    MUST = "must"
-    """Clients misbehave or the specification is violated if a server breaks it."""
-    SHOULD = "should"
-    """The specification leaves the choice open. This project's server follows the rule."""
+
+class Level(StrEnum):
+    """Why a server has to follow a rule, from the strongest reason to the weakest."""
+
+    SPEC_MUST = "spec-must"
+    """A document requires it: with `must`, or by stating what a server does."""
+    CLIENT_DEPENDENT = "client-dependent"
+    """No document requires it, but Envoy or gRPC relies on it."""
+    SPEC_SHOULD = "spec-should"
+    """A document recommends it, or a sentence that requires it has another reading."""
+    ROBUSTNESS = "robustness"
+    """This project recommends it. No document does, or the documents contradict each other."""
+
+    def reaches(self, lowest: Level) -> bool:
+        """Whether this level is as strong as another one, or stronger."""
+        levels = [*Level]
+        return levels.index(self) <= levels.index(lowest)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,8 +82,16 @@ class Run:
             await world.set(**types)
         return world
 
-    def stream(self, world: World, channel: grpc.aio.Channel | None = None) -> Stream:
-        """Return a new stream of a node, on the check's connection unless another one is given."""
+    def stream(
+        self, world: World, channel: grpc.aio.Channel | None = None, *, features: tuple[str, ...] = ()
+    ) -> Stream:
+        """Return a new stream of a node, on the check's connection unless another one is given.
+
+        Args:
+            world: The node.
+            channel: Another connection.
+            features: Features that the client declares.
+        """
         number = len(self.streams) + 1
 
         def say(line: str) -> None:
@@ -83,6 +105,7 @@ class Run:
             timeout=self.timeout,
             quiet=self.quiet,
             repeat_node=self.repeat_node,
+            features=features,
         )
         self.streams.append(stream)
         return stream
@@ -115,6 +138,7 @@ class Check:
     variants: tuple[Variant, ...]
     types: tuple[str, ...]
     level: Level
+    source: Source
     alone: bool
 
     @property
@@ -131,7 +155,8 @@ def check(
     *,
     on: Iterable[Variant] = Variant,
     types: tuple[str, ...] = ("",),
-    level: Level = Level.MUST,
+    level: Level = Level.SPEC_MUST,
+    source: Source | None = None,
     alone: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a check.
@@ -140,13 +165,22 @@ def check(
         rule: Number of the rule.
         on: Variants that it is run for.
         types: Short names of the resource types that it is run for.
-        level: Level of the rule.
+        level: Level of the check.
+        source: Source of the check; None for that of the rule.
         alone: Whether no other check of the same node may run at the same time: servers limit what it uses.
     """
 
     def register(function: Function) -> Function:
         CHECKS.append(
-            Check(rule=rule, function=function, variants=tuple(on), types=types, level=level, alone=alone)
+            Check(
+                rule=rule,
+                function=function,
+                variants=tuple(on),
+                types=types,
+                level=level,
+                source=source or SOURCES[rule],
+                alone=alone,
+            )
         )
         return function
 
@@ -160,7 +194,7 @@ TITLES = {
     "R4": "every response has its own nonce",
     "R5": "equal content has equal versions",
     "R6": "SotW: a request that answers an older response changes nothing",
-    "R7": "SotW: the first request of a stream is never stale",
+    "R7": "SotW: a nonce of an earlier stream is ignored",
     "R8": "delta: subscription changes always apply",
     "R9": "later requests supersede earlier ones",
     "R10": "only error_detail makes a NACK",
@@ -173,22 +207,22 @@ TITLES = {
     "R17": "SotW: fewer names get no response",
     "R18": "a resource is sent again after the client unsubscribed and subscribed",
     "R19": "delta: a repeated subscription gets a response",
-    "R20": "delta: unsubscribing from an unknown name has no effect",
+    "R20": "delta: unsubscribing from an unknown name does no harm",
     "R21": "delta: unsubscribing from a name inside a wildcard gets a response",
     "R22": "the wildcard is `*` or an empty first request, and can be left",
-    "R23": "the legacy wildcard is for clusters and listeners only",
-    "R24": "leaving the wildcard gets no response, entering it gets all resources",
+    "R23": "the legacy wildcard is for clusters and listeners only (the documents disagree)",
+    "R24": "entering the wildcard gets all resources, leaving it gets no response",
     "R25": "a missing resource is sent when it appears",
     "R26": "delta: a missing resource is reported as removed",
     "R27": "a deleted resource is reported as the variant allows",
-    "R28": "only requested resources are sent",
+    "R28": "requested resources are sent, and no others",
     "R29": "names are a set",
     "R30": "a response contains a name once",
     "R31": "delta: virtual hosts have aliases",
     "R32": "an empty first request for virtual hosts gets no response",
     "R33": "delta: on-demand clusters are sent or reported as missing",
     "R34": "names that end in `/*` are collections",
-    "R35": "SotW: a reconnecting client gets a response",
+    "R35": "SotW: a reconnecting client gets the resources that it names",
     "R36": "delta: a reconnecting client gets what changed",
     "R37": "delta: reported resources that are not subscribed to are ignored",
     "R38": "an assignment is sent again with its cluster",
@@ -197,11 +231,11 @@ TITLES = {
     "R41": "a resource is removed after its users have changed",
     "R42": "listeners wait for the ACK of clusters",
     "R43": "a route waits for the ACK of its cluster",
-    "R44": "delta: a TTL is sent and renewed; SotW: only clients that support it get one",
+    "R44": "a TTL is sent, renewed and removed, for clients that support it",
     "R45": "client features",
     "R46": "system_version_info and control_plane are set",
     "R47": "unknown fields are ignored",
-    "R48": "canary is not set",
+    "R48": "(withdrawn)",
     "R49": "Fetch is supported",
     "R50": "all discovery services are served",
     "R51": "streams of one node are independent",
@@ -222,6 +256,7 @@ TITLES = {
 NOT_JUDGED = {
     "R9": "a permission, not a requirement",
     "R45": "not visible to clients: features change nothing that a rule requires",
+    "R48": "withdrawn: no document forbids canary, and no client reads it",
     "R54": "needs a client whose host dies, and minutes",
     "R55": "each server has an age of its own, from minutes to hours",
     "R61": "not visible to clients",

@@ -20,6 +20,7 @@ from xds.conformance import (  # noqa: F401 - they register checks
 )
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
 from xds.conformance.served import Lookup, ServedNames, ServedWorld
+from xds.conformance.sources import Source
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Variant, connect
 from xds.conformance.world import SET, CheckError, Set, World
@@ -55,6 +56,8 @@ class Result:
     """Name of the check, and the resource type that it was run for."""
     requires: str
     """What the check requires."""
+    source: Source
+    """Document that requires it; or, as text, this project's reason."""
     outcome: Outcome
     reason: str = ""
     """Why the check fails or does not apply."""
@@ -72,11 +75,17 @@ class Report:
     variants: tuple[Variant, ...]
     node: str = ""
     """Node whose resources were checked as they are; empty with an adapter."""
+    fail_on: Level = Level.CLIENT_DEPENDENT
+    """Weakest level whose failures count."""
 
     @property
     def failed(self) -> bool:
-        """Whether a check failed."""
-        return any(result.outcome is Outcome.FAIL for result in self.results)
+        """Whether a check failed whose level counts."""
+        return any(result.outcome is Outcome.FAIL and self.counts(result.level) for result in self.results)
+
+    def counts(self, level: Level) -> bool:
+        """Whether failures of a level count. Those of weaker levels are only reported."""
+        return level.reaches(self.fail_on)
 
     @property
     def is_empty(self) -> bool:
@@ -123,7 +132,8 @@ async def run(
     credentials: grpc.ChannelCredentials | None = None,
     variants: Collection[Variant] = tuple(Variant),
     rules: Collection[str] = tuple(TITLES),
-    level: Level = Level.SHOULD,
+    level: Level = Level.ROBUSTNESS,
+    fail_on: Level = Level.CLIENT_DEPENDENT,
     response_timeout: float = 5.0,
     quiet: float = 0.2,
     repeat_node: bool = False,
@@ -140,7 +150,8 @@ async def run(
         credentials: Credentials for the server; None for plaintext.
         variants: Variants of the protocol to check.
         rules: Numbers of the rules to check, such as `R12`.
-        level: Lowest level of the checks to run.
+        level: Weakest level of the checks to run.
+        fail_on: Weakest level whose failures make the report fail.
         response_timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come.
         repeat_node: Send the node in every request. Some servers require it.
@@ -207,7 +218,7 @@ async def run(
         cases = [
             (check, variant, kind)
             for check in sorted(CHECKS, key=lambda check: [*TITLES].index(check.rule))
-            if check.rule in rules and not (level is Level.MUST and check.level is Level.SHOULD)
+            if check.rule in rules and check.level.reaches(level)
             for variant in variants
             if variant in check.variants
             for kind in check.types
@@ -225,7 +236,7 @@ async def run(
             results[number] = await judge(number, *cases[number - 1])
     selected = tuple(rule for rule in TITLES if rule in rules)
     ordered = tuple(results[number] for number, _ in numbered)
-    return Report(ordered, selected, tuple(variants), node or "")
+    return Report(ordered, selected, tuple(variants), node or "", fail_on)
 
 
 async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
@@ -272,6 +283,7 @@ async def _judge(this: Run, check: Check) -> Result:
         variant=this.variant,
         check=" ".join([check.function.__name__, *([this.type] * bool(this.type))]),
         requires=check.requires,
+        source=check.source,
         outcome=outcome,
         reason=reason,
         conversation=tuple(this.conversation),

@@ -73,6 +73,7 @@ class ServedWorld(World):
             resources=dict.fromkeys(named(response.resources), "1"),
             versions=named(response.versions),
             ttls=named(response.ttls),
+            repeated={names.get(name, name) for name in response.repeated},
             removed=frozenset(names.get(name, name) for name in response.removed),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -43,6 +43,7 @@ class Stream:
         timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come, before a probe is sent.
         repeat_node: Whether all requests contain the node.
+        features: Features that the client declares.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Stream:
         timeout: float,
         quiet: float,
         repeat_node: bool = False,
+        features: tuple[str, ...] = (),
     ) -> None:
         self.variant, self.world = variant, world
         self.responses: list[Response] = []
@@ -70,7 +72,7 @@ class Stream:
         """Whether the client reads. Clear it to make the client slow."""
         self.reading.set()
         self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
-        self._repeat_node = repeat_node
+        self._repeat_node, self._features = repeat_node, features
         self._stream: SocketStream | None = None
         self._reader: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[Response | Exception] = asyncio.Queue()
@@ -113,11 +115,12 @@ class Stream:
         self._legacy.discard(short)
         await self.leave(short, "*")
 
-    async def ack(self, short: str, **fields: Any) -> None:
-        """ACK the last response of a type."""
+    async def ack(self, short: str, *names: str, **fields: Any) -> None:
+        """ACK the last response of a type, and subscribe to more names in the same request."""
         last = self._last[short]
         self._accepted[short] = last.version
-        await self.request(short, nonce=last.nonce, **fields)
+        self.names[short] += names
+        await self.request(short, subscribe=names, nonce=last.nonce, **fields)
 
     async def nack(self, short: str, *names: str) -> None:
         """Reject the last response of a type, and subscribe to more names in the same request."""
@@ -166,12 +169,16 @@ class Stream:
         )
         if node is None:
             node = self.world.node if self._stream is None or self._repeat_node else ""
+        fields: dict[str, str | Sequence[str]] = {"id": node}
+        if self._features:
+            fields["client_features"] = self._features
         said = [
             *self._describe(request),
             *[f"node={node}"] * bool(node),
+            *[f"features={','.join(self._features)}"] * bool(node and self._features),
             *["and an unknown field"] * bool(more),
         ]
-        data = request.encode(self.variant.protocol, {"id": node} if node else None) + more
+        data = request.encode(self.variant.protocol, fields if node else None) + more
         await self.send(short, data, f"{short} {shorten(' '.join(said))}")
 
     def _describe(self, request: Request) -> Iterator[str]:
@@ -288,6 +295,10 @@ class Stream:
         for name in names or tuple(self.view[short]):
             self.view[short].pop(name, None)
             self.gone[short].discard(name)
+
+    def has_unseen(self, short: str) -> bool:
+        """Whether a response of a type has come since the client last saw what it expected."""
+        return self._unseen[short] > 0
 
     def since(self, position: int, short: str) -> list[str]:
         """Return the names of a type that were sent after a number of responses."""

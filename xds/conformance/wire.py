@@ -89,7 +89,6 @@ class Response:
     """Versions by name (delta only)."""
     removed: frozenset[str]
     identifier: str
-    canary: bool
     size: int
     """Bytes of the encoded response."""
     ttls: dict[str, float] = field(default_factory=dict)
@@ -98,6 +97,8 @@ class Response:
     """Other names that the response gives for a resource, by name."""
     without_body: set[str] = field(default_factory=set)
     """Resources without a body: renewed TTLs, and aliases that no resource has."""
+    repeated: set[str] = field(default_factory=set)
+    """Names that the response contains more than once."""
     bodies: dict[str, bytes] = field(default_factory=dict)
     """Encoded resources, by name."""
     wrapped: set[str] = field(default_factory=set)
@@ -110,6 +111,7 @@ class Response:
             for name, content in self.resources.items()
         ]
         words += [f"{name} (no body)" for name in sorted(self.without_body)]
+        words += [f"{name} (again)" for name in sorted(self.repeated)]
         words += [f"-{name}" for name in sorted(self.removed)]
         return f"{self.type} nonce={self.nonce} version={self.version} [{' '.join(words)}]"
 
@@ -123,7 +125,7 @@ def decode(data: bytes, *, delta: bool) -> Response:
     """Decode a response.
 
     Raises:
-        CheckError: The bytes are no response, or a name occurs twice.
+        CheckError: The bytes are no response.
     """
     kind = "DeltaDiscoveryResponse" if delta else "DiscoveryResponse"
     try:
@@ -141,7 +143,6 @@ def _response(message: Any, size: int, *, delta: bool) -> Response:
         version=message.system_version_info if delta else message.version_info,
         removed=frozenset(message.removed_resources if delta else ()),
         identifier=message.control_plane.identifier,
-        canary=False if delta else message.canary,
         size=size,
     )
     for item in message.resources:
@@ -155,7 +156,7 @@ def _response(message: Any, size: int, *, delta: bool) -> Response:
         if not name:
             continue  # An unsupported type.
         if name in response.resources or name in response.without_body:
-            raise CheckError(f"R30: {short}: a response contains {name} twice")
+            response.repeated.add(name)
         if content is None:
             response.without_body.add(name)
         else:

@@ -60,12 +60,12 @@ class Request:
         known = f"has({' '.join(sorted(self.initial_versions))})" if self.initial_versions else ""
         return _line(self.type_url, self.names, self.unsubscribe, known)
 
-    def encode(self, variant: Variant, node: Mapping[str, str] | None = None) -> bytes:
+    def encode(self, variant: Variant, node: Mapping[str, str | Sequence[str]] | None = None) -> bytes:
         """Return the encoded message.
 
         Args:
             variant: Variant of the protocol.
-            node: Fields of the node; None for a request without a node.
+            node: Fields of the node, texts or lists of texts; None for a request without a node.
         """
         request = request_class(variant)(type_url=self.type_url, response_nonce=self.nonce)
         if variant is Variant.SOTW:
@@ -78,7 +78,10 @@ class Request:
         if self.error is not None:
             request.error_detail.code, request.error_detail.message = 13, self.error
         for name, value in (node or {}).items():
-            setattr(request.node, name, value)
+            if isinstance(value, str):
+                setattr(request.node, name, value)
+            else:
+                getattr(request.node, name).extend(value)
         data: bytes = request.SerializeToString()
         return data
 
