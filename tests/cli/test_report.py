@@ -26,7 +26,7 @@ from tests.support.waiting import eventually
 from xds.cli.report_document import KEYS, canonical, fingerprint, seal
 from xds.cli.report_html import render
 from xds.mesh.controlplane.problem_times import FoundProblem
-from xds.mesh.controlplane.report.service import _versions
+from xds.mesh.controlplane.report import service
 from xds.mesh.model.objects import Change, MeshConfig, Problem
 from xds.mesh.observe.edges import Client, TrafficMode
 from xds.mesh.v1 import reports_pb2 as pb
@@ -175,6 +175,19 @@ async def test_period_defaults_to_7_days(plane: Plane):
     assert parts[0].scope.period.seconds == 7 * DAY
 
 
+async def test_large_report_has_several_parts(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    whole = (await read(plane))["report"]
+    monkeypatch.setattr(service, "MAX_PART_SIZE", 10)
+    method = plane.channel.unary_stream(
+        "/xds.mesh.v1.Reports/Create", pb.CreateReportRequest.SerializeToString, pb.Report.FromString
+    )
+    parts = [part async for part in method(pb.CreateReportRequest())]
+    assert [len(part.workloads) + len(part.exceptions) for part in parts] == [0, 1, 1, 1, 1]
+    split = (await read(plane))["report"]
+    changing = {name: split[name] for name in ("scope",)}
+    assert split == whole | changing
+
+
 async def test_report_contains_no_secret(plane: Plane, tmp_path: Path):
     private, _ = write_key(tmp_path, ed25519.Ed25519PrivateKey.generate())
     outputs = [
@@ -237,7 +250,7 @@ async def test_html_says_what_is_not_known(plane: Plane):
 
 def test_envoys_of_other_replicas_are_counted():
     nodes = [[Node(id="a", user_agent_name="envoy", user_agent_version="1.40.0")], [Node(id="b")]]
-    found = [(each.version, each.count) for each in _versions(nodes, 2) if each.part == "Envoy"]
+    found = [(each.version, each.count) for each in service._versions(nodes, 2) if each.part == "Envoy"]
     assert found == [
         ("1.40.0", 1),
         ("not known: the sidecar has not sent it", 1),

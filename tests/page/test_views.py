@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cli.commands import xds
 from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import (
     AUTHORIZATION,
@@ -614,6 +615,22 @@ def test_views_are_accessible(page, server):
             page.emulate_media(color_scheme=scheme)
             results = axe.run(page)
             assert results.response["violations"] == [], f"{route}: {results.generate_report()}"
+
+
+def test_report_for_auditors_is_accessible(page, server, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    result = xds("report", "--xds-address", f"127.0.0.1:{server.process.xds}")
+    assert (result.exit_code, result.stderr) == (0, "")
+    (tmp_path / "report.html").write_text(result.stdout)
+    page.goto(f"file://{tmp_path}/report.html")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        results = axe.run(page)
+        assert results.response["violations"] == [], results.generate_report()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.emulate_media(media="print")
+    assert not page.is_visible("nav")
 
 
 def test_list_of_connections_is_accessible(page, server):

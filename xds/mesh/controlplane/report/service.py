@@ -43,8 +43,8 @@ from xds.server import DiscoveryService
 
 SERVICE = "xds.mesh.v1.Reports"
 
-MAX_WORKLOADS = 50
-"""Maximum number of workloads of a response, which gRPC clients limit to 4 MiB by default."""
+MAX_PART_SIZE = 2**20
+"""Bytes above which a response takes no more workloads and exceptions. gRPC clients limit it to 4 MiB."""
 LIBRARIES = (
     "grpcio",
     "protobuf",
@@ -189,16 +189,33 @@ def _report(
     first.gaps.extend(gaps(mesh, record))
     first.versions.extend(_versions(sidecars, len(facts.connected - facts.listeners.keys())))
     first.tls.extend(_tls(mesh.config, sidecars))
-    first.exceptions.extend(exceptions.of_mesh(mesh, namespaces, problems))
-    parts, reports = [first], WorkloadReports(facts)
+    parts, reports = _Parts(first), WorkloadReports(facts)
+    parts.add_exceptions(exceptions.of_mesh(mesh, namespaces, problems))
     found = workloads_of(pod for pod in clients_of(mesh) if not namespaces or pod.namespace in namespaces)
-    for number, workload in enumerate(found.values()):
-        if number % MAX_WORKLOADS == 0:
-            parts.append(pb.Report())
+    for workload in found.values():
         reported = reports.describe(workload)
-        parts[-1].workloads.append(reported)
-        parts[-1].exceptions.extend(exceptions.of_workload(mesh, workload, reported))
-    return parts
+        parts.next(reported.ByteSize()).workloads.append(reported)
+        parts.add_exceptions(exceptions.of_workload(mesh, workload, reported))
+    return parts.all
+
+
+class _Parts:
+    """The responses of a report. A new one begins when the last one is full."""
+
+    def __init__(self, first: pb.Report) -> None:
+        self.all, self._size = [first], first.ByteSize()
+
+    def next(self, size: int) -> pb.Report:
+        """Return the response for so many bytes."""
+        if self._size + size > MAX_PART_SIZE:
+            self.all.append(pb.Report())
+            self._size = 0
+        self._size += size
+        return self.all[-1]
+
+    def add_exceptions(self, found: Iterable[pb.ReportException]) -> None:
+        for each in found:
+            self.next(each.ByteSize()).exceptions.append(each)
 
 
 def _versions(sidecars: Sequence[Sequence[Node]], elsewhere: int) -> Iterator[pb.PartVersion]:
