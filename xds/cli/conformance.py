@@ -17,6 +17,8 @@ from xds.cli.options import fail, fail_unreachable, file_option, parse_address
 from xds.cli.output import print_document
 from xds.cli.tables import Table
 from xds.conformance import (
+    CONCURRENCY,
+    KEYS,
     TITLES,
     Level,
     Outcome,
@@ -24,8 +26,10 @@ from xds.conformance import (
     Result,
     UnreachableError,
     Variant,
+    parse_keys,
     run,
     to_dict,
+    to_github,
     to_junit,
 )
 from xds.mesh.model.objects import printable
@@ -36,6 +40,8 @@ xds conformance xds.example.com:443 --adapter 127.0.0.1:18001 --ca-file ca.pem
 xds conformance 127.0.0.1:18000 --node ingress-1
 xds conformance 127.0.0.1:18000 --variant delta-ads --rule R12 --rule R38
 xds conformance 127.0.0.1:18000 --level must -o junit > report.xml
+xds conformance 127.0.0.1:18000 -o keys > expected-failures.txt
+xds conformance 127.0.0.1:18000 --expected-failures expected-failures.txt -o github
 """
 
 _MARKS = {Outcome.PASS: "pass", Outcome.NOT_APPLICABLE: "-"}
@@ -50,6 +56,8 @@ class ReportFormat(StrEnum):
     JSON = "json"
     YAML = "yaml"
     JUNIT = "junit"
+    GITHUB = "github"
+    KEYS = "keys"
 
 
 def conformance(
@@ -80,6 +88,22 @@ def conformance(
         list[str] | None,
         typer.Option("--rule", metavar="RULE", help="Rule to check; repeatable. Default: all."),
     ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip",
+            metavar="RULE|KEY",
+            help="Rule or check not to run, such as R34 or 'R15 sotw ack_gets_no_response CDS'; repeatable.",
+        ),
+    ] = None,
+    expected_failures: Annotated[
+        Path | None,
+        file_option(
+            "--expected-failures",
+            "Keys of the checks that are expected to fail, one on each line; # starts a comment. The command "
+            "fails if another check fails, or if one of these passes.",
+        ),
+    ] = None,
     level: Annotated[
         Level,
         typer.Option(
@@ -95,6 +119,15 @@ def conformance(
         str,
         typer.Option("--quiet", metavar="DURATION", help="Time to wait for a response that must not come."),
     ] = "200ms",
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            "--concurrency",
+            metavar="N",
+            min=1,
+            help="Number of checks that run at a time; without an adapter, at most 8.",
+        ),
+    ] = CONCURRENCY,
     repeat_node: Annotated[
         bool,
         typer.Option(
@@ -124,10 +157,11 @@ def conformance(
     The table has a line for each rule. FAIL means that the server breaks a rule that clients rely on, and
     differs, that it deviates where the specification leaves a choice. The conversation of the first failed
     check of each rule follows. The wide format has those of all failed checks, and the rules that do not
-    apply, with the reason.
+    apply, with the reason. The format keys prints the keys of the failed checks, for --expected-failures.
+    The format github is the table and annotations of GitHub Actions.
 
-    Exit status: 0 no rule is broken, 1 a rule is broken, 2 nothing was checked or wrong usage, 3 the server
-    or the adapter cannot be reached.
+    Exit status: 0 no rule is broken, or exactly the expected ones; 1 a rule is broken, or an expected failure
+    passes; 2 nothing was checked or wrong usage; 3 the server or the adapter cannot be reached.
     """
     if adapter is not None and node is not None:
         fail("--adapter and --node exclude each other")
@@ -137,6 +171,13 @@ def conformance(
     selected = [rule.upper() for rule in rules or TITLES]
     if unknown := [rule for rule in selected if rule not in TITLES]:
         fail(f"--rule {unknown[0]}: unknown rule; rules are R1 to R{len(TITLES)}")
+    skipped = [key.upper() if key.upper() in TITLES else " ".join(key.split()) for key in skip or ()]
+    if unknown := [key for key in skipped if key not in TITLES and key not in KEYS]:
+        fail(f"--skip {unknown[0]}: unknown rule or check; -o json prints the keys of all checks")
+    try:
+        expected = parse_keys(expected_failures.read_text()) if expected_failures else frozenset[str]()
+    except ValueError as error:
+        fail(f"{expected_failures}: {error}; -o keys prints the keys of the failed checks")
     counts: Counter[Outcome] = Counter()
 
     def show_progress(result: Result) -> None:
@@ -153,10 +194,13 @@ def conformance(
                 credentials=ClientCredentials(roots=ca_file, certificate=cert_file, key=key_file).load(),
                 variants=variants or tuple(Variant),
                 rules=selected,
+                skip=skipped,
+                expected_failures=expected,
                 level=level,
                 response_timeout=parse_duration("--timeout", timeout),
                 quiet=parse_duration("--quiet", quiet),
                 repeat_node=repeat_node,
+                concurrency=concurrency,
                 on_result=show_progress,
             )
         )
@@ -165,6 +209,11 @@ def conformance(
     if sys.stderr.isatty():
         typer.echo("\r\033[K", nl=False, err=True)
     _print(report, output)
+    if expected_failures:
+        for result in report.new_failures:
+            typer.echo(f"new failure: fix it, or add it to {expected_failures}: {result.key}", err=True)
+        for result in report.new_passes:
+            typer.echo(f"new pass: remove it from {expected_failures}: {result.key}", err=True)
     if report.is_empty:
         reasons = {report.reason(rule) for rule in report.rules}
         fail(
@@ -178,8 +227,14 @@ def _print(report: Report, output: ReportFormat) -> None:
         typer.echo(to_junit(report))
     elif output in (ReportFormat.JSON, ReportFormat.YAML):
         print_document(to_dict(report), output)
+    elif output is ReportFormat.KEYS:
+        for result in report.results:
+            if result.outcome is Outcome.FAIL:
+                typer.echo(result.key)
     else:
         _print_tables(report, is_wide=output is ReportFormat.WIDE)
+        if output is ReportFormat.GITHUB:
+            typer.echo(to_github(report))
 
 
 def _print_tables(report: Report, *, is_wide: bool) -> None:
@@ -201,9 +256,8 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
             if reason := report.reason(rule):
                 table.add_row(rule, reason, TITLES[rule])
         table.show()
-    failures = [result for result in report.results if result.outcome is Outcome.FAIL]
     for rule in report.rules:
-        of_rule = [result for result in failures if result.rule == rule]
+        of_rule = [result for result in report.new_failures if result.rule == rule]
         of_rule.sort(key=lambda result: result.level is Level.SHOULD)
         for result in of_rule if is_wide else of_rule[:1]:
             _print_failure(result)
@@ -212,7 +266,10 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     if report.node:
         typer.echo(f"\nNo adapter: checked the resources of node {printable(report.node)}, without changes.")
     counts = Counter(result.outcome for result in report.results)
-    typer.echo(f"\n{', '.join(f'{counts[outcome]} {outcome.value}' for outcome in Outcome)}")
+    expected = counts[Outcome.FAIL] - len(report.new_failures)
+    words = [f"{counts[outcome]} {outcome.value}" for outcome in Outcome]
+    words += [f"{expected} expected to fail"] * bool(report.expected)
+    typer.echo(f"\n{', '.join(words)}")
 
 
 def _mark(report: Report, rule: str, variant: Variant) -> str:
@@ -222,7 +279,7 @@ def _mark(report: Report, rule: str, variant: Variant) -> str:
 
 def _print_failure(result: Result) -> None:
     mark = typer.style(_FAILED_MARKS[result.level], fg="red" if result.level is Level.MUST else "yellow")
-    typer.echo(f"\n{mark} {result.rule} {result.variant} {result.check} ({result.level})")
+    typer.echo(f"\n{mark} {result.key} ({result.level})")
     typer.echo(f"  required: {result.requires}")
     typer.echo(f"  {printable(result.reason)}")
     for line in result.conversation:

@@ -6,12 +6,23 @@
 """
 
 from xds.conformance.adapter import store_adapter
-from xds.conformance.report import to_dict, to_junit
+from xds.conformance.report import to_dict, to_github, to_junit
 from xds.conformance.rules import TITLES, Level
-from xds.conformance.runner import Outcome, Report, Result, UnreachableError, run
+from xds.conformance.runner import (
+    CONCURRENCY,
+    KEYS,
+    Outcome,
+    Report,
+    Result,
+    UnreachableError,
+    parse_keys,
+    run,
+)
 from xds.conformance.wire import Variant
 
 __all__ = [
+    "CONCURRENCY",
+    "KEYS",
     "TITLES",
     "Level",
     "Outcome",
@@ -19,8 +30,10 @@ __all__ = [
     "Result",
     "UnreachableError",
     "Variant",
+    "parse_keys",
     "run",
     "store_adapter",
     "to_dict",
+    "to_github",
     "to_junit",
 ]
