@@ -1,8 +1,7 @@
 """Build the servers of other projects and their adapters, into .cache/: `python -m` this module does.
 
-Go builds a server of go-control-plane, and that project's example as it is, which Envoy's example
-dynamic-config-cp runs. Maven and a JDK build a server of java-control-plane. The messages of the adapter are
-generated from the .proto.
+Go builds a server of go-control-plane, and Maven and a JDK one of java-control-plane. The messages of the
+adapter are generated from the .proto.
 """
 
 from __future__ import annotations
@@ -20,18 +19,16 @@ from tests.kubernetes.environment.binaries import BuildError, go
 
 _ROOT = Path(__file__).parents[2]
 _PROTO = "xds/conformance/v1/adapter.proto"
-_PACKAGE = "xds.test/conformance"
 _GENERATORS = {
     "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go",
     "protoc-gen-go-grpc": "google.golang.org/grpc/cmd/protoc-gen-go-grpc",
 }
 _TIMEOUT = 600.0
 """Maximum time of one command, in seconds."""
-_EXAMPLE = "github.com/envoyproxy/go-control-plane/internal/example/main"
 
 
 def build_go() -> Path:
-    """Build the programs `server` and `example`, and return their folder. Raises BuildError."""
+    """Build the program `server`, and return its folder. Raises BuildError."""
     return _build("gocontrolplane", _compile_go)
 
 
@@ -69,15 +66,12 @@ def _compile_go(folder: Path) -> None:
         raise BuildError("needs Go (https://go.dev/dl), which builds a server of go-control-plane")
     for name, package in _GENERATORS.items():
         _run(folder, tool, "build", "-o", name, package)
-    (folder / "conformance").mkdir()
     _protoc(
         folder,
         *(f"--plugin={folder / name}" for name in _GENERATORS),
         *(f"--{kind}_out={folder}" for kind in ("go", "go-grpc")),
-        *(f"--{kind}_opt=module=xds.test,M{_PROTO}={_PACKAGE}" for kind in ("go", "go-grpc")),
     )
-    for name, package in (("server", "."), ("example", _EXAMPLE)):
-        _run(folder, tool, "build", "-p=2", "-trimpath", "-ldflags=-s -w", "-o", name, package)
+    _run(folder, tool, "build", "-p=2", "-trimpath", "-ldflags=-s -w", "-o", "server", ".")
 
 
 def _compile_java(folder: Path) -> None:

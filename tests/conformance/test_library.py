@@ -22,6 +22,7 @@ from tests.library.messages import assignment, eds_cluster
 from tests.support.controlplane import xds_here
 from tests.support.loopback import free_port
 from xds.conformance import (
+    KEYS,
     RULES_VERSION,
     SOURCES,
     TITLES,
@@ -30,8 +31,11 @@ from xds.conformance import (
     Report,
     UnreachableError,
     Variant,
+    parse_keys,
     run,
+    runner,
     store_adapter,
+    to_github,
 )
 from xds.conformance import stream as stream_module
 from xds.conformance.rules import CHECKS, NOT_JUDGED
@@ -68,7 +72,7 @@ async def serving(**options: object) -> AsyncIterator[str]:
 
 def failed(report: Report) -> dict[str, str]:
     return {
-        f"{result.rule} {result.variant} {result.check}": "\n".join((result.reason, *result.conversation))
+        result.key: "\n".join((result.reason, *result.conversation))
         for result in report.results
         if result.outcome is Outcome.FAIL
     }
@@ -352,6 +356,138 @@ async def test_command_prints_each_format(monkeypatch):
     assert (strict.exit_code, "R46   robustness  FAIL " in strict.stdout) == (1, True)
 
 
+REJECTED = "R12 sotw rejected_resource_is_not_sent_again CDS"
+CHANGED = "R12 sotw changed_resource_is_sent_after_a_nack CDS"
+NAMED = "R46 sotw control_plane_is_set"
+
+
+def test_keys_identify_results():
+    checks = [(check, variant) for check in CHECKS for variant in check.variants]
+    assert len(KEYS) == sum(len(check.types) for check, _ in checks)
+    assert {REJECTED, CHANGED, NAMED} <= KEYS
+
+
+def test_list_of_keys_may_have_comments():
+    assert parse_keys(f"# Known.\n\n{REJECTED}  # A loop.\n  {NAMED}\n") == {REJECTED, NAMED}
+    with pytest.raises(ValueError, match="line 2: unknown check R12 sotw"):
+        parse_keys(f"{REJECTED}\nR12 sotw")
+
+
+async def test_skipped_checks_are_not_run(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    async with serving() as address:
+        words = (address, "--variant", "sotw", *narrow(("R4", "R12", "R46")), *SLOW)
+        result = await command(*words, "--skip", "r46", "--skip", f" {REJECTED}", "-o", "json")
+        unknown = await command(*words, "--skip", "R12 sotw")
+    assert result.exit_code == 0
+    checks = [check for rule in json.loads(result.stdout)["rules"] for check in rule["checks"]]
+    skipped = {check["key"] for check in checks if check["outcome"] == "not applicable"}
+    assert skipped == {REJECTED, NAMED}
+    assert {check["reason"] for check in checks} == {"", "skipped"}
+    assert len(checks) > len(skipped)
+    assert (unknown.exit_code, "--skip R12 sotw: unknown rule or check" in unknown.stderr) == (2, True)
+
+
+async def test_only_new_outcomes_fail_if_failures_are_expected(monkeypatch, tmp_path):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    file = tmp_path / "expected.txt"
+    async with serving() as address:
+        words = (address, "--variant", "sotw", *narrow(("R4", "R46")), "--fail-on", "robustness", *SLOW)
+        expecting = (*words, "--expected-failures", str(file))
+        keys = await command(*words, "-o", "keys")
+        file.write_text(keys.stdout)
+        same = await command(*expecting)
+        file.write_text("R4 sotw nonces_are_unique\n")
+        other = await command(*expecting)
+        (suite,) = ET.fromstring((await command(*expecting, "-o", "junit")).stdout)
+        github = await command(*expecting, "-o", "github")
+        file.write_text("R4\n")
+        unknown = await command(*expecting)
+    assert (keys.exit_code, keys.stdout) == (1, f"{NAMED}\n")
+    assert (same.exit_code, same.stderr) == (0, "")
+    assert f"FAIL {NAMED}" not in same.stdout
+    assert "1 pass, 0 fail, 0 differ, 0 not applicable, 1 expected to fail" in same.stdout
+    assert other.exit_code == 1
+    assert other.stderr.splitlines() == [
+        f"new failure: fix it, or add it to {file}: {NAMED}",
+        f"new pass: remove it from {file}: R4 sotw nonces_are_unique",
+    ]
+    assert f"FAIL {NAMED} (robustness)" in other.stdout
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "2", "0")
+    assert github.stdout.splitlines()[-1] == (
+        "::error title=R4 sotw nonces_are_unique::the check passes: remove it from the expected failures"
+    )
+    assert (unknown.exit_code, f"{file}: line 1: unknown check R4" in unknown.stderr) == (2, True)
+
+
+async def test_expected_failures_are_skipped_in_junit(monkeypatch, tmp_path):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    (tmp_path / "expected.txt").write_text(NAMED)
+    async with serving() as address:
+        words = ("--rule", "R46", "--variant", "sotw", *SLOW, "-o", "junit")
+        result = await command(address, *words, "--expected-failures", str(tmp_path / "expected.txt"))
+    (suite,) = ET.fromstring(result.stdout)
+    message = "expected failure: control_plane.identifier is empty"
+    assert (suite.get("failures"), suite.find("testcase/skipped").get("message")) == ("0", message)
+
+
+async def test_github_format_annotates_each_rule(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
+    async with serving() as address:
+        words = (*narrow(("R4", "R12", "R46")), "--variant", "sotw", "--quiet", "30s", *SLOW)
+        result = await command(address, *words, "-o", "github")
+    (annotation,) = [line for line in result.stdout.splitlines() if line.startswith("::")]
+    title, _, text = annotation.removeprefix("::error title=").partition("::")
+    assert title == f"R12 {TITLES['R12']}"
+    lines = text.split("%0A")
+    assert lines[0].startswith(f"{REJECTED}: ")
+    assert lines[-1].endswith("more failed checks of R12")
+    assert result.stdout.index("TITLE") < result.stdout.index(annotation)
+
+
+def test_annotations_contain_no_commands():
+    report = failing_report("50 %\r\n::stop-commands::x")
+    assert to_github(report).count("\n") == 0
+    assert "50 %25%0D%0A::stop-commands::x" in to_github(report)
+    assert to_github(report).startswith("::warning title=R2 a per-type stream implies its type")
+
+
+def failing_report(reason: str) -> Report:
+    (check,) = [check for check in CHECKS if check.function.__name__ == "other_type_is_rejected"]
+    result = runner.Result(
+        key=check.key(Variant.SOTW, ""),
+        rule=check.rule,
+        level=check.level,
+        variant=Variant.SOTW,
+        check=check.name(""),
+        requires=check.requires,
+        source=check.source,
+        outcome=Outcome.FAIL,
+        reason=reason,
+    )
+    return Report((result,), ("R2",), (Variant.SOTW,))
+
+
+async def test_concurrency_limits_checks(monkeypatch):
+    running, most = 0, 0
+    judge = runner._judge
+
+    async def counted(*arguments):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return await judge(*arguments)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(runner, "_judge", counted)
+    async with serving() as address:
+        result = await command(address, "--rule", "R15", "--variant", "sotw", "--concurrency", "2", *SLOW)
+    assert (result.exit_code, most) == (0, 2)
+    assert (await command(address, "--concurrency", "0")).exit_code == 2
+
+
 async def test_wrong_usage_exits_with_2():
     assert (await command("nowhere")).exit_code == 2
     async with serving() as address:
@@ -388,23 +524,45 @@ async def test_unreachable_server_exits_with_3():
 
 
 async def test_failing_adapter_fails_checks():
-    async with serving() as address, XdsServer(Store(), "127.0.0.1:0", added=[_refuse], grace=0.1) as adapter:
-        report = await run(address, adapter=f"127.0.0.1:{adapter.port}", rules=["R4"], **PATIENCE)
-    assert {result.reason for result in report.results} == {"the adapter failed: INVALID_ARGUMENT: no types"}
+    async with serving() as address, refusing(grpc.StatusCode.INVALID_ARGUMENT) as adapter:
+        report = await run(address, adapter=adapter, rules=["R4"], **PATIENCE)
+    assert {result.reason for result in report.results} == {"the adapter failed: INVALID_ARGUMENT: TTLs"}
     assert report.failed
 
 
-def _refuse(server: grpc.aio.Server, _: object) -> None:
+async def test_what_the_adapter_does_not_support_is_not_judged():
+    async with serving() as address, refusing(grpc.StatusCode.UNIMPLEMENTED) as adapter:
+        report = await run(address, adapter=adapter, rules=["R44"], **PATIENCE)
+        words = ("--adapter", adapter, "--variant", "delta", *narrow(("R44", "R50")), *SLOW)
+        table = await command(address, *words, "-o", "wide")
+        (suite,) = ET.fromstring((await command(address, *words, "-o", "junit")).stdout)
+    assert {result.outcome for result in report.results} == {Outcome.NOT_APPLICABLE}
+    assert report.reason("R44") == "not supported by the server: TTLs"
+    assert table.exit_code == 0
+    assert "R44   not supported by the server: TTLs" in table.stdout
+    assert "1 pass, 0 fail, 0 differ, 2 not applicable" in table.stdout
+    assert suite.find("testcase/skipped").get("message") == "not supported by the server: TTLs"
+
+
+@asynccontextmanager
+async def refusing(code: grpc.StatusCode) -> AsyncIterator[str]:
+    """Run an adapter that sets nothing, and refuses requests with resources. Yields its address."""
+
     async def set_resources(request, context):
         if request.types:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no types")
+            await context.abort(code, "TTLs")
         return pb.SetResponse()
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        set_resources, pb.SetRequest.FromString, pb.SetResponse.SerializeToString
-    )
-    service = "xds.conformance.v1.Adapter"
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Set": handler}),))
+    def add(server: grpc.aio.Server, _: object) -> None:
+        handler = grpc.unary_unary_rpc_method_handler(
+            set_resources, pb.SetRequest.FromString, pb.SetResponse.SerializeToString
+        )
+        handlers = {"Set": handler}
+        service = "xdsconformance.v1.Adapter"
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    async with XdsServer(Store(), "127.0.0.1:0", added=[add], grace=0.1) as server:
+        yield f"127.0.0.1:{server.port}"
 
 
 def _without_adapter() -> XdsServer:
@@ -441,5 +599,5 @@ async def test_server_without_resources_is_explained():
     async with XdsServer(Store(), "127.0.0.1:0", grace=0.1) as server:
         with pytest.raises(UnreachableError, match="no clusters or listeners for node conformance"):
             await run(f"127.0.0.1:{server.port}", response_timeout=3)  # Also the time to connect.
-        with pytest.raises(UnreachableError, match="does not implement xds"):
+        with pytest.raises(UnreachableError, match=r"does not implement xdsconformance\.v1\.Adapter"):
             await run(f"127.0.0.1:{server.port}", adapter=f"127.0.0.1:{server.port}", **PATIENCE)

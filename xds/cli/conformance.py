@@ -17,6 +17,8 @@ from xds.cli.options import fail, fail_unreachable, file_option, parse_address
 from xds.cli.output import print_document
 from xds.cli.tables import Table
 from xds.conformance import (
+    CONCURRENCY,
+    KEYS,
     TITLES,
     Level,
     Outcome,
@@ -24,9 +26,11 @@ from xds.conformance import (
     Result,
     UnreachableError,
     Variant,
+    parse_keys,
     run,
     source_line,
     to_dict,
+    to_github,
     to_junit,
 )
 from xds.mesh.model.objects import printable
@@ -37,6 +41,8 @@ xds conformance xds.example.com:443 --adapter 127.0.0.1:18001 --ca-file ca.pem
 xds conformance 127.0.0.1:18000 --node ingress-1
 xds conformance 127.0.0.1:18000 --variant delta-ads --rule R12 --rule R38
 xds conformance 127.0.0.1:18000 --fail-on spec-should -o junit > report.xml
+xds conformance 127.0.0.1:18000 -o keys > expected-failures.txt
+xds conformance 127.0.0.1:18000 --expected-failures expected-failures.txt -o github
 """
 
 _MARKS = {Outcome.PASS: "pass", Outcome.NOT_APPLICABLE: "-"}
@@ -52,6 +58,8 @@ class ReportFormat(StrEnum):
     JSON = "json"
     YAML = "yaml"
     JUNIT = "junit"
+    GITHUB = "github"
+    KEYS = "keys"
 
 
 def conformance(
@@ -82,6 +90,22 @@ def conformance(
         list[str] | None,
         typer.Option("--rule", metavar="RULE", help="Rule to check; repeatable. Default: all."),
     ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip",
+            metavar="RULE|KEY",
+            help="Rule or check not to run, such as R34 or 'R15 sotw ack_gets_no_response CDS'; repeatable.",
+        ),
+    ] = None,
+    expected_failures: Annotated[
+        Path | None,
+        file_option(
+            "--expected-failures",
+            "Keys of the checks that are expected to fail, one on each line; # starts a comment. The command "
+            "fails if another check fails, or if one of these passes.",
+        ),
+    ] = None,
     level: Annotated[
         Level,
         typer.Option("--level", help="Weakest level of the checks to run. The first level is the strongest."),
@@ -98,6 +122,15 @@ def conformance(
         str,
         typer.Option("--quiet", metavar="DURATION", help="Time to wait for a response that must not come."),
     ] = "200ms",
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            "--concurrency",
+            metavar="N",
+            min=1,
+            help="Number of checks that run at a time; without an adapter, at most 8.",
+        ),
+    ] = CONCURRENCY,
     repeat_node: Annotated[
         bool,
         typer.Option(
@@ -127,10 +160,12 @@ def conformance(
     The table has a line for each rule. FAIL means that a check fails whose level is --fail-on or stronger,
     and differs, that only weaker ones fail. The first failed check of each rule follows, with its source and
     the end of its conversation. The wide format has all failed checks, and the rules that do not apply, with
-    the reason. JSON has the whole conversations.
+    the reason. JSON has the whole conversations. The format keys prints the keys of the failed checks that
+    count, for --expected-failures. The format github is the table and annotations of GitHub Actions.
 
-    Exit status: 0 no check fails that counts, 1 such a check fails, 2 nothing was checked or wrong usage,
-    3 the server or the adapter cannot be reached.
+    Exit status: 0 no check fails that counts, or exactly the expected ones; 1 such a check fails, or an
+    expected failure passes; 2 nothing was checked or wrong usage; 3 the server or the adapter cannot be
+    reached.
     """
     if adapter is not None and node is not None:
         fail("--adapter and --node exclude each other")
@@ -140,6 +175,13 @@ def conformance(
     selected = [rule.upper() for rule in rules or TITLES]
     if unknown := [rule for rule in selected if rule not in TITLES]:
         fail(f"--rule {unknown[0]}: unknown rule; rules are R1 to R{len(TITLES)}")
+    skipped = [key.upper() if key.upper() in TITLES else " ".join(key.split()) for key in skip or ()]
+    if unknown := [key for key in skipped if key not in TITLES and key not in KEYS]:
+        fail(f"--skip {unknown[0]}: unknown rule or check; -o json prints the keys of all checks")
+    try:
+        expected = parse_keys(expected_failures.read_text()) if expected_failures else frozenset[str]()
+    except ValueError as error:
+        fail(f"{expected_failures}: {error}; -o keys prints the keys of the failed checks")
     counts: Counter[Outcome] = Counter()
 
     def show_progress(result: Result) -> None:
@@ -156,11 +198,14 @@ def conformance(
                 credentials=ClientCredentials(roots=ca_file, certificate=cert_file, key=key_file).load(),
                 variants=variants or tuple(Variant),
                 rules=selected,
+                skip=skipped,
+                expected_failures=expected,
                 level=level,
                 fail_on=fail_on,
                 response_timeout=parse_duration("--timeout", timeout),
                 quiet=parse_duration("--quiet", quiet),
                 repeat_node=repeat_node,
+                concurrency=concurrency,
                 on_result=show_progress,
             )
         )
@@ -169,6 +214,12 @@ def conformance(
     if sys.stderr.isatty():
         typer.echo("\r\033[K", nl=False, err=True)
     _print(report, output)
+    if expected_failures:
+        for result in report.new_failures:
+            if report.counts(result.level):
+                typer.echo(f"new failure: fix it, or add it to {expected_failures}: {result.key}", err=True)
+        for result in report.new_passes:
+            typer.echo(f"new pass: remove it from {expected_failures}: {result.key}", err=True)
     if report.is_empty:
         reasons = {report.reason(rule) for rule in report.rules}
         fail(
@@ -182,8 +233,14 @@ def _print(report: Report, output: ReportFormat) -> None:
         typer.echo(to_junit(report))
     elif output in (ReportFormat.JSON, ReportFormat.YAML):
         print_document(to_dict(report), output)
+    elif output is ReportFormat.KEYS:
+        for result in report.results:
+            if result.outcome is Outcome.FAIL and report.counts(result.level):
+                typer.echo(result.key)
     else:
         _print_tables(report, is_wide=output is ReportFormat.WIDE)
+        if output is ReportFormat.GITHUB:
+            typer.echo(to_github(report))
 
 
 def _print_tables(report: Report, *, is_wide: bool) -> None:
@@ -205,9 +262,8 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
             if reason := report.reason(rule):
                 table.add_row(rule, reason, TITLES[rule])
         table.show()
-    failures = [result for result in report.results if result.outcome is Outcome.FAIL]
     for rule in report.rules:
-        of_rule = [result for result in failures if result.rule == rule]
+        of_rule = [result for result in report.new_failures if result.rule == rule]
         of_rule.sort(key=lambda result: [*Level].index(result.level))
         for result in of_rule if is_wide else of_rule[:1]:
             _print_failure(result, counts=report.counts(result.level))
@@ -216,11 +272,11 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     if report.node:
         typer.echo(f"\nNo adapter: checked the resources of node {printable(report.node)}, without changes.")
     counts = Counter(result.outcome for result in report.results)
-    differing = sum(not report.counts(result.level) for result in failures)
-    typer.echo(
-        f"\n{counts[Outcome.PASS]} pass, {len(failures) - differing} fail, {differing} differ, "
-        f"{counts[Outcome.NOT_APPLICABLE]} not applicable"
-    )
+    failed = [report.counts(result.level) for result in report.new_failures]
+    words = [f"{counts[Outcome.PASS]} pass", f"{failed.count(True)} fail", f"{failed.count(False)} differ"]
+    words += [f"{counts[Outcome.NOT_APPLICABLE]} not applicable"]
+    words += [f"{counts[Outcome.FAIL] - len(failed)} expected to fail"] * bool(report.expected)
+    typer.echo(f"\n{', '.join(words)}")
 
 
 def _mark(report: Report, rule: str, variant: Variant) -> str:
@@ -234,7 +290,7 @@ def _failed_mark(*, counts: bool) -> str:
 
 def _print_failure(result: Result, *, counts: bool) -> None:
     mark = typer.style(_failed_mark(counts=counts), fg="red" if counts else "yellow")
-    typer.echo(f"\n{mark} {result.rule} {result.variant} {result.check} ({result.level})")
+    typer.echo(f"\n{mark} {result.key} ({result.level})")
     typer.echo(f"  required: {result.requires}")
     typer.echo(f"  {source_line(result.source)}")
     typer.echo(f"  {printable(result.reason)}")

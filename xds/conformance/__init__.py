@@ -6,13 +6,24 @@
 """
 
 from xds.conformance.adapter import store_adapter
-from xds.conformance.report import source_line, to_dict, to_junit
+from xds.conformance.report import source_line, to_dict, to_github, to_junit
 from xds.conformance.rules import RULES_VERSION, TITLES, Level
-from xds.conformance.runner import Outcome, Report, Result, UnreachableError, run
+from xds.conformance.runner import (
+    CONCURRENCY,
+    KEYS,
+    Outcome,
+    Report,
+    Result,
+    UnreachableError,
+    parse_keys,
+    run,
+)
 from xds.conformance.sources import SOURCES, Citation, Document
 from xds.conformance.wire import Variant
 
 __all__ = [
+    "CONCURRENCY",
+    "KEYS",
     "RULES_VERSION",
     "SOURCES",
     "TITLES",
@@ -24,9 +35,11 @@ __all__ = [
     "Result",
     "UnreachableError",
     "Variant",
+    "parse_keys",
     "run",
     "source_line",
     "store_adapter",
     "to_dict",
+    "to_github",
     "to_junit",
 ]

@@ -1,13 +1,15 @@
-"""Reports as JSON and as JUnit XML."""
+"""Reports as JSON, as JUnit XML, and as annotations of GitHub."""
 
 from __future__ import annotations
 
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from xds.conformance.rules import RULES_VERSION, TITLES
+from xds.conformance.rules import RULES_VERSION, TITLES, Level
 from xds.conformance.runner import Outcome, Report, Result
 from xds.conformance.sources import SOURCES, Citation, Source
+
+_REMOVE = "the check passes: remove it from the expected failures"
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -30,18 +32,20 @@ def _rule(report: Report, rule: str) -> dict[str, Any]:
         "outcomes": {variant.value: report.outcome(rule, variant).value for variant in report.variants},
         "reason": report.reason(rule),
         "source": _source(SOURCES[rule]),
-        "checks": [_check(result) for result in report.results if result.rule == rule],
+        "checks": [_check(report, result) for result in report.results if result.rule == rule],
     }
 
 
-def _check(result: Result) -> dict[str, Any]:
+def _check(report: Report, result: Result) -> dict[str, Any]:
     return {
+        "key": result.key,
         "check": result.check,
         "requires": result.requires,
         "level": result.level.value,
         "source": _source(result.source),
         "variant": result.variant.value,
         "outcome": result.outcome.value,
+        "expected_failure": result.key in report.expected,
         "reason": result.reason,
         "conversation": [*result.conversation],
     }
@@ -69,30 +73,54 @@ def source_line(source: Source) -> str:
 def to_junit(report: Report) -> str:
     """Return a report as JUnit XML: a test suite for each variant, and a test case for each check.
 
-    A failed check whose level does not count is a skipped test case, whose message has the level.
+    Expected failures, and failures whose level does not count, are skipped. New passes are failures.
     """
     root = ET.Element("testsuites", name="xds conformance")
+    new_failures, new_passes = report.new_failures, report.new_passes
     for variant in report.variants:
-        results = [result for result in report.results if result.variant is variant]
-        failures = sum(result.outcome is Outcome.FAIL and report.counts(result.level) for result in results)
-        passed = sum(result.outcome is Outcome.PASS for result in results)
-        suite = ET.SubElement(
-            root,
-            "testsuite",
-            name=variant.value,
-            tests=str(len(results)),
-            failures=str(failures),
-            skipped=str(len(results) - failures - passed),
-        )
-        for result in results:
+        suite = ET.SubElement(root, "testsuite", name=variant.value)
+        for result in report.results:
+            if result.variant is not variant:
+                continue
             case = ET.SubElement(suite, "testcase", classname=f"{variant}.{result.rule}", name=result.check)
-            if result.outcome is Outcome.FAIL:
-                tag, message = ("failure", result.reason)
-                if not report.counts(result.level):
-                    tag, message = ("skipped", f"differs ({result.level}): {result.reason}")
-                element = ET.SubElement(case, tag, message=message)
+            if result in new_failures:
+                counts = report.counts(result.level)
+                message = result.reason if counts else f"differs ({result.level}): {result.reason}"
+                element = ET.SubElement(case, "failure" if counts else "skipped", message=message)
                 element.text = "\n".join((result.requires, source_line(result.source), *result.conversation))
-            elif result.outcome is Outcome.NOT_APPLICABLE:
-                ET.SubElement(case, "skipped", message=result.reason)
+            elif result in new_passes:
+                ET.SubElement(case, "failure", message=_REMOVE)
+            elif result.outcome is not Outcome.PASS:
+                expected = "expected failure: " * (result.outcome is Outcome.FAIL)
+                ET.SubElement(case, "skipped", message=f"{expected}{result.reason}")
+        suite.set("tests", str(len(suite)))
+        suite.set("failures", str(len(suite.findall("testcase/failure"))))
+        suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def to_github(report: Report) -> str:
+    """Return annotations of GitHub Actions: one for each rule with new failures, and one for each new pass.
+
+    GitHub shows only the first ten errors and the first ten warnings of a step.
+    """
+    lines = []
+    by_rule: dict[tuple[str, Level], list[Result]] = {}
+    for result in report.new_failures:
+        by_rule.setdefault((result.rule, result.level), []).append(result)
+    for (rule, level), (first, *others) in by_rule.items():
+        more = [f"{len(others)} more failed checks of {rule}"] * bool(others)
+        lines_of_first = (f"{first.key}: {first.reason}", first.requires, source_line(first.source))
+        text = "\n".join((*lines_of_first, *first.conversation, *more))
+        kind = "error" if report.counts(level) else "warning"
+        lines.append(_annotation(kind, f"{rule} {TITLES[rule]}", text))
+    lines += [_annotation("error", result.key, _REMOVE) for result in report.new_passes]
+    return "\n".join(lines)
+
+
+def _annotation(kind: str, title: str, text: str) -> str:
+    """Return a workflow command. Its values are escaped, so text of the server is no command."""
+    in_text = str.maketrans({"%": "%25", "\r": "%0D", "\n": "%0A"})
+    in_title = in_text | str.maketrans({":": "%3A", ",": "%2C"})
+    return f"::{kind} title={title.translate(in_title)}::{text.translate(in_text)}"

@@ -146,6 +146,14 @@ class Check:
         """What the check requires, in one sentence."""
         return (self.function.__doc__ or "").partition("\n")[0]
 
+    def name(self, kind: str) -> str:
+        """Return the name of the check, and the resource type that it is run for."""
+        return f"{self.function.__name__} {kind}".strip()
+
+    def key(self, variant: Variant, kind: str) -> str:
+        """Return the key of a result: the rule, the variant, and the check with its resource type."""
+        return f"{self.rule} {variant} {self.name(kind)}"
+
 
 CHECKS: list[Check] = []
 

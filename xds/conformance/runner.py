@@ -31,6 +31,28 @@ _MAX_TIMEOUTS = 20
 """Maximum duration of a check, as a multiple of the timeout of a response."""
 _NODE = "conformance"
 """Default ID of the node whose resources are checked without an adapter."""
+CONCURRENCY = 16
+"""Default number of checks that run at a time."""
+
+KEYS = frozenset(
+    check.key(variant, kind) for check in CHECKS for variant in check.variants for kind in check.types
+)
+"""Keys of all results."""
+
+
+def parse_keys(text: str) -> frozenset[str]:
+    """Return the keys of a list of expected failures: one on each line, and `#` starts a comment.
+
+    Raises:
+        ValueError: A line is not a key.
+    """
+    keys = set()
+    for number, line in enumerate(text.splitlines(), 1):
+        if key := " ".join(line.partition("#")[0].split()):
+            if key not in KEYS:
+                raise ValueError(f"line {number}: unknown check {key}")
+            keys.add(key)
+    return frozenset(keys)
 
 
 class Outcome(StrEnum):
@@ -49,6 +71,8 @@ class UnreachableError(Exception):
 class Result:
     """The result of one check in one variant."""
 
+    key: str
+    """Identifies the result in all runs: rule, variant, check and resource type."""
     rule: str
     level: Level
     variant: Variant
@@ -77,15 +101,29 @@ class Report:
     """Node whose resources were checked as they are; empty with an adapter."""
     fail_on: Level = Level.CLIENT_DEPENDENT
     """Weakest level whose failures count."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether a check failed whose level counts."""
-        return any(result.outcome is Outcome.FAIL and self.counts(result.level) for result in self.results)
+    expected: frozenset[str] = frozenset()
+    """Keys of the results that are expected to fail."""
 
     def counts(self, level: Level) -> bool:
         """Whether failures of a level count. Those of weaker levels are only reported."""
         return level.reaches(self.fail_on)
+
+    @property
+    def new_failures(self) -> tuple[Result, ...]:
+        """Results that fail, and are not expected to."""
+        failures = (result for result in self.results if result.outcome is Outcome.FAIL)
+        return tuple(result for result in failures if result.key not in self.expected)
+
+    @property
+    def new_passes(self) -> tuple[Result, ...]:
+        """Results that pass, although they are expected to fail."""
+        passes = (result for result in self.results if result.outcome is Outcome.PASS)
+        return tuple(result for result in passes if result.key in self.expected)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there are new failures that count, or new passes."""
+        return bool(self.new_passes) or any(self.counts(result.level) for result in self.new_failures)
 
     @property
     def is_empty(self) -> bool:
@@ -132,12 +170,14 @@ async def run(
     credentials: grpc.ChannelCredentials | None = None,
     variants: Collection[Variant] = tuple(Variant),
     rules: Collection[str] = tuple(TITLES),
+    skip: Collection[str] = (),
+    expected_failures: Collection[str] = (),
     level: Level = Level.ROBUSTNESS,
     fail_on: Level = Level.CLIENT_DEPENDENT,
     response_timeout: float = 5.0,
     quiet: float = 0.2,
     repeat_node: bool = False,
-    concurrency: int = 16,
+    concurrency: int = CONCURRENCY,
     on_result: Callable[[Result], None] | None = None,
 ) -> Report:
     """Check an xDS server.
@@ -150,6 +190,8 @@ async def run(
         credentials: Credentials for the server; None for plaintext.
         variants: Variants of the protocol to check.
         rules: Numbers of the rules to check, such as `R12`.
+        skip: Rules, or keys of results, that are not checked.
+        expected_failures: Keys of the results that are expected to fail.
         level: Weakest level of the checks to run.
         fail_on: Weakest level whose failures make the report fail.
         response_timeout: Seconds to wait for a response that must come.
@@ -191,9 +233,17 @@ async def run(
         slots = asyncio.Semaphore(concurrency if node is None else min(concurrency, _MAX_SHARING))
         token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
 
+        async def set_supported(request: pb.SetRequest) -> pb.SetResponse:
+            try:
+                return await method(request)
+            except grpc.aio.AioRpcError as error:
+                if request.types and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    raise NotApplicableError(f"not supported by the server: {error.details()}") from None
+                raise
+
         def world_of(variant: Variant, check: int, number: int, say: Callable[[str], None]) -> World:
             if node is None:
-                return World(method, f"conformance-{token}-{check}-{number}", say)
+                return World(set_supported, f"conformance-{token}-{check}-{number}", say)
             if number > 1:
                 raise NeedsAdapterError
             return ServedWorld(node, say, served[variant])
@@ -210,7 +260,9 @@ async def run(
                     repeat_node=repeat_node,
                     type=kind,
                 )
-                result = await _judge(this, check)
+                is_skipped = not {check.rule, check.key(variant, kind)}.isdisjoint(skip)
+                outcome = (Outcome.NOT_APPLICABLE, "skipped") if is_skipped else await _judge(this, check)
+            result = _result(this, check, *outcome)
             if on_result:
                 on_result(result)
             return result
@@ -236,7 +288,7 @@ async def run(
             results[number] = await judge(number, *cases[number - 1])
     selected = tuple(rule for rule in TITLES if rule in rules)
     ordered = tuple(results[number] for number, _ in numbered)
-    return Report(ordered, selected, tuple(variants), node or "", fail_on)
+    return Report(ordered, selected, tuple(variants), node or "", fail_on, frozenset(expected_failures))
 
 
 async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
@@ -259,29 +311,34 @@ async def _has_adapter(
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
             raise UnreachableError(f"adapter at {address}: {error.code().name}: {error.details()}") from None
         if adapter:
-            raise UnreachableError(f"{address} does not implement xds.conformance.v1.Adapter") from None
+            raise UnreachableError(f"{address} does not implement {SET.split('/')[1]}") from None
         return False
     return True
 
 
-async def _judge(this: Run, check: Check) -> Result:
-    outcome, reason = Outcome.PASS, ""
+async def _judge(this: Run, check: Check) -> tuple[Outcome, str]:
+    """Run a check, and return its outcome and the reason."""
     try:
         async with asyncio.timeout(_MAX_TIMEOUTS * this.timeout):
             await check.function(this)
     except CheckError as error:
-        outcome, reason = Outcome.FAIL, str(error)
+        return Outcome.FAIL, str(error)
     except NotApplicableError as error:
-        outcome, reason = Outcome.NOT_APPLICABLE, str(error)
+        return Outcome.NOT_APPLICABLE, str(error)
     except TimeoutError:
-        outcome, reason = Outcome.FAIL, f"no answer within {this.timeout:g} s"
+        return Outcome.FAIL, f"no answer within {this.timeout:g} s"
     finally:
         await this.close()
+    return Outcome.PASS, ""
+
+
+def _result(this: Run, check: Check, outcome: Outcome, reason: str) -> Result:
     return Result(
+        key=check.key(this.variant, this.type),
         rule=check.rule,
         level=check.level,
         variant=this.variant,
-        check=" ".join([check.function.__name__, *([this.type] * bool(this.type))]),
+        check=check.name(this.type),
         requires=check.requires,
         source=check.source,
         outcome=outcome,

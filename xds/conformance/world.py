@@ -30,7 +30,7 @@ SHORT = {url: short for short, url in TYPES.items()}
 FULL = ("CDS", "LDS")
 """Types with a wildcard, whose SotW responses contain all resources."""
 
-SET = "/xds.conformance.v1.Adapter/Set"
+SET = "/xdsconformance.v1.Adapter/Set"
 Set = Callable[[pb.SetRequest], Awaitable[pb.SetResponse]]
 """The adapter's method."""
 

@@ -1,4 +1,5 @@
 // A server of go-control-plane, and on another port the adapter of `xds conformance`. It prints both addresses.
+// Its argument is the kind of its cache: snapshot, ads or linear.
 package main
 
 import (
@@ -6,6 +7,8 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"os"
+	"strings"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/service/cluster/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -17,22 +20,44 @@ import (
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/server/config"
+	"github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
-	"xds.test/conformance"
+	conformance "xds.test/xdsconformance/v1"
 )
 
 type adapter struct {
 	conformance.UnimplementedAdapterServer
-	cache cache.SnapshotCache
+	set func(context.Context, *conformance.SetRequest) error
 }
 
-// Set makes the resources the snapshot of the node.
+// Set replaces the resources of the node, if the cache supports all of them.
 func (a *adapter) Set(ctx context.Context, request *conformance.SetRequest) (*conformance.SetResponse, error) {
+	for _, served := range request.Types {
+		if cache.GetResponseType(served.TypeUrl) == types.UnknownType {
+			return nil, status.Error(codes.Unimplemented, served.TypeUrl)
+		}
+		for _, item := range served.Resources {
+			if len(item.Aliases) > 0 {
+				return nil, status.Error(codes.Unimplemented, "aliases")
+			}
+			if strings.HasPrefix(item.Name, "xdstp:") {
+				return nil, status.Error(codes.Unimplemented, "collections")
+			}
+		}
+	}
+	return &conformance.SetResponse{}, a.set(ctx, request)
+}
+
+// setSnapshot makes the resources the snapshot of the node.
+func setSnapshot(ctx context.Context, snapshots cache.SnapshotCache, request *conformance.SetRequest) error {
 	if len(request.Types) == 0 {
-		a.cache.ClearSnapshot(request.Node)
-		return &conformance.SetResponse{}, nil
+		snapshots.ClearSnapshot(request.Node)
+		return nil
 	}
 	snapshot := &cache.Snapshot{}
 	for _, served := range request.Types {
@@ -40,7 +65,7 @@ func (a *adapter) Set(ctx context.Context, request *conformance.SetRequest) (*co
 		for _, item := range served.Resources {
 			message, err := item.Body.UnmarshalNew()
 			if err != nil {
-				return nil, err
+				return err
 			}
 			resource := types.ResourceWithTTL{Resource: message}
 			if item.Ttl != nil {
@@ -51,12 +76,30 @@ func (a *adapter) Set(ctx context.Context, request *conformance.SetRequest) (*co
 		}
 		snapshot.Resources[cache.GetResponseType(served.TypeUrl)] = cache.NewResourcesWithTTL(served.Version, items)
 	}
-	return &conformance.SetResponse{}, a.cache.SetSnapshot(ctx, request.Node, snapshot)
+	return snapshots.SetSnapshot(ctx, request.Node, snapshot)
 }
 
 func main() {
-	snapshots := cache.NewSnapshotCache(false, cache.IDHash{}, nil)
-	xds := server.NewServer(context.Background(), snapshots, nil)
+	var served cache.Cache
+	var set func(context.Context, *conformance.SetRequest) error
+	var options []config.XDSOption
+	switch kind := os.Args[1]; kind {
+	case "snapshot", "ads":
+		snapshots := cache.NewSnapshotCache(kind == "ads", cache.IDHash{}, nil)
+		served = snapshots
+		set = func(ctx context.Context, request *conformance.SetRequest) error {
+			return setSnapshot(ctx, snapshots, request)
+		}
+		if kind == "ads" {
+			options = append(options, sotw.WithOrderedADS())
+		}
+	case "linear":
+		nodes := &linearCaches{nodes: map[string]map[string]*cache.LinearCache{}}
+		served, set = nodes, nodes.set
+	default:
+		log.Fatalf("unknown cache %q", kind)
+	}
+	xds := server.NewServer(context.Background(), served, nil, options...)
 	grpcServer := grpc.NewServer()
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, xds)
 	cluster.RegisterClusterDiscoveryServiceServer(grpcServer, xds)
@@ -69,7 +112,7 @@ func main() {
 	runtime.RegisterRuntimeDiscoveryServiceServer(grpcServer, xds)
 	secret.RegisterSecretDiscoveryServiceServer(grpcServer, xds)
 	adapterServer := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
-	conformance.RegisterAdapterServer(adapterServer, &adapter{cache: snapshots})
+	conformance.RegisterAdapterServer(adapterServer, &adapter{set: set})
 	xdsSocket, adapterSocket := listen(), listen()
 	fmt.Println(xdsSocket.Addr(), adapterSocket.Addr())
 	go adapterServer.Serve(adapterSocket)

@@ -15,6 +15,7 @@ import io.grpc.MethodDescriptor;
 import io.grpc.MethodDescriptor.MethodType;
 import io.grpc.Server;
 import io.grpc.ServerServiceDefinition;
+import io.grpc.Status;
 import io.grpc.netty.NettyServerBuilder;
 import io.grpc.protobuf.ProtoUtils;
 import io.grpc.stub.ServerCalls;
@@ -31,8 +32,10 @@ import java.util.Map;
  * Its argument is the file with the descriptors of the adapter's messages.
  */
 public class Main {
-  private static final String SERVICE = "xds.conformance.v1.Adapter";
+  private static final String SERVICE = "xdsconformance.v1.Adapter";
   private static final int MAX_MESSAGE = 64 << 20;
+  private static final List<String> TYPES =
+      List.of("Cluster", "ClusterLoadAssignment", "Listener", "RouteConfiguration");
 
   private final SimpleCache<String> cache = new SimpleCache<>(node -> node.getId());
   private final Descriptor request;
@@ -49,7 +52,7 @@ public class Main {
     response = adapter.findMessageTypeByName("SetResponse");
   }
 
-  /** Makes the resources of a request the snapshot of its node. */
+  /** Makes the resources of a request the snapshot of its node, if a snapshot supports all of them. */
   private void set(DynamicMessage message) throws Exception {
     String node = (String) get(message, "node");
     List<?> kinds = (List<?>) get(message, "types");
@@ -62,8 +65,20 @@ public class Main {
     for (Object kind : kinds) {
       String[] parts = ((String) get(kind, "type_url")).split("\\.");
       String type = parts[parts.length - 1];
+      if (!TYPES.contains(type)) {
+        throw unsupported(type);
+      }
       versions.put(type, (String) get(kind, "version"));
       for (Object resource : (List<?>) get(kind, "resources")) {
+        if (!((List<?>) get(resource, "aliases")).isEmpty()) {
+          throw unsupported("aliases");
+        }
+        if (((Message) resource).hasField(((Message) resource).getDescriptorForType().findFieldByName("ttl"))) {
+          throw unsupported("TTLs");
+        }
+        if (((String) get(resource, "name")).startsWith("xdstp:")) {
+          throw unsupported("collections");
+        }
         Any body = Any.parseFrom(((Message) get(resource, "body")).toByteString());
         bodies.computeIfAbsent(type, name -> new ArrayList<>()).add(body);
       }
@@ -81,6 +96,10 @@ public class Main {
             versions.getOrDefault("RouteConfiguration", ""),
             List.of(),
             ""));
+  }
+
+  private static Exception unsupported(String what) {
+    return Status.UNIMPLEMENTED.withDescription(what).asException();
   }
 
   private static Object get(Object message, String field) {

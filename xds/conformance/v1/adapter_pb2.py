@@ -26,21 +26,22 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n xds/conformance/v1/adapter.proto\x12\x12xds.conformance.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\"K\n\nSetRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12/\n\x05types\x18\x02 \x03(\x0b\x32 .xds.conformance.v1.ResourceType\"b\n\x0cResourceType\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12/\n\tresources\x18\x03 \x03(\x0b\x32\x1c.xds.conformance.v1.Resource\"u\n\x08Resource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\r\n\x0bSetResponse2Q\n\x07\x41\x64\x61pter\x12\x46\n\x03Set\x12\x1e.xds.conformance.v1.SetRequest\x1a\x1f.xds.conformance.v1.SetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n xds/conformance/v1/adapter.proto\x12\x11xdsconformance.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\"J\n\nSetRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12.\n\x05types\x18\x02 \x03(\x0b\x32\x1f.xdsconformance.v1.ResourceType\"a\n\x0cResourceType\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12.\n\tresources\x18\x03 \x03(\x0b\x32\x1b.xdsconformance.v1.Resource\"u\n\x08Resource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04\x62ody\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\r\n\x0bSetResponse2O\n\x07\x41\x64\x61pter\x12\x44\n\x03Set\x12\x1d.xdsconformance.v1.SetRequest\x1a\x1e.xdsconformance.v1.SetResponseB9\n\x11xdsconformance.v1P\x01Z\"xdsconformance/v1;xdsconformancev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.conformance.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_SETREQUEST']._serialized_start=115
-  _globals['_SETREQUEST']._serialized_end=190
-  _globals['_RESOURCETYPE']._serialized_start=192
-  _globals['_RESOURCETYPE']._serialized_end=290
-  _globals['_RESOURCE']._serialized_start=292
-  _globals['_RESOURCE']._serialized_end=409
-  _globals['_SETRESPONSE']._serialized_start=411
-  _globals['_SETRESPONSE']._serialized_end=424
-  _globals['_ADAPTER']._serialized_start=426
-  _globals['_ADAPTER']._serialized_end=507
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\021xdsconformance.v1P\001Z\"xdsconformance/v1;xdsconformancev1'
+  _globals['_SETREQUEST']._serialized_start=114
+  _globals['_SETREQUEST']._serialized_end=188
+  _globals['_RESOURCETYPE']._serialized_start=190
+  _globals['_RESOURCETYPE']._serialized_end=287
+  _globals['_RESOURCE']._serialized_start=289
+  _globals['_RESOURCE']._serialized_end=406
+  _globals['_SETRESPONSE']._serialized_start=408
+  _globals['_SETRESPONSE']._serialized_end=421
+  _globals['_ADAPTER']._serialized_start=423
+  _globals['_ADAPTER']._serialized_end=502
 # @@protoc_insertion_point(module_scope)
