@@ -193,6 +193,17 @@ async def test_policies_for_what_sidecars_reported(
     assert denied.code == "403"
     await becomes(cluster, injected, url(namespace), SLEEP)
 
+    status, out, error = await run_xds("report", "-n", namespace, "-o", "json", *live)
+    assert status == 0, error
+    found = json.loads(out)["report"]
+    [web] = [each for each in found["workloads"] if each["name"] == "web"]
+    assert (web["pods"], web["sidecars"], web["connected"]) == (1, 1, 1)
+    assert {(each["clientNamespace"], each["client"]) for each in web["observed"]} == {("full", "sleep")}
+    ports = [port for port in web["ports"] if port["mode"] != "MODE_UNSPECIFIED"]
+    assert {(port["acked"], port["unknownSince"]) for port in ports} == {(1, "")}
+    allowed = [each for port in ports for each in port["allowed"]]
+    assert {(each["send"], *each["accounts"]) for each in allowed} == {("mtls", "full/sleep")}
+
 
 async def test_drain_and_evictions_fail_no_request(cluster: PodCluster, namespace: str) -> None:
     web = server("Deployment", "web", replicas=2, topologySpreadConstraints=[spread("web")])

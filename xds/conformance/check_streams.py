@@ -64,7 +64,7 @@ async def unsupported_type_is_ignored(run: Run) -> None:
 
 @check("R4")
 async def nonces_are_unique(run: Run) -> None:
-    """No two responses of a stream have the same nonce, and no nonce is empty."""
+    """No two responses of a type have the same nonce, and no nonce is empty."""
     world, stream = await run.start(CDS="alpha=1")
     await stream.ask("CDS", sees="alpha=1")
     for content in "234":

@@ -275,7 +275,7 @@ async def last_deleted_resource_gets_an_empty_response(run: Run) -> None:
     await stream.sees(run.type, "")
 
 
-@check("R27", on=SOTW, level=Level.SPEC_SHOULD, source=sources.NO_OP)
+@check("R27", on=SOTW, level=Level.ROBUSTNESS, source=sources.NO_OP)
 async def deleted_route_gets_no_response(run: Run) -> None:
     """The deletion of a route gets no response, because none can express it."""
     world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")

@@ -61,7 +61,7 @@ async def removed_ttl_is_reported(run: Run) -> None:
     )
 
 
-@check("R44", on=SOTW, level=Level.CLIENT_DEPENDENT, source=sources.WRAPPER)
+@check("R44", on=SOTW, level=Level.SPEC_SHOULD, source=sources.WRAPPER)
 async def ttl_is_not_sent_to_other_clients(run: Run) -> None:
     """A client without the feature xds.config.supports-resource-in-sotw gets no wrapped resources."""
     world = await run.world()
