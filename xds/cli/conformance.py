@@ -247,10 +247,10 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     judged = [rule for rule in report.rules if not report.reason(rule)]
     table = Table("RULE", "LEVEL", *(variant.value.upper() for variant in report.variants), "TITLE")
     for rule in judged:
-        failed = {report.failed_level(rule, variant) for variant in report.variants}
+        levels = {report.failed_level(rule, variant) for variant in report.variants}
         table.add_row(
             rule,
-            next((level for level in Level if level in failed), report.level(rule)),
+            next((level for level in Level if level in levels), report.level(rule)),
             *(_mark(report, rule, variant) for variant in report.variants),
             TITLES[rule],
         )
