@@ -263,8 +263,9 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
             if reason := report.reason(rule):
                 table.add_row(rule, reason, TITLES[rule])
         table.show()
+    failures = report.new_failures
     for rule in report.rules:
-        of_rule = [result for result in report.new_failures if result.rule == rule]
+        of_rule = [result for result in failures if result.rule == rule]
         of_rule.sort(key=lambda result: [*Level].index(result.level))
         for result in of_rule if is_wide else of_rule[:1]:
             _print_failure(result, counts=report.counts(result.level))
@@ -273,7 +274,7 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     if report.node:
         typer.echo(f"\nNo adapter: checked the resources of node {printable(report.node)}, without changes.")
     counts = Counter(result.outcome for result in report.results)
-    failed = [report.counts(result.level) for result in report.new_failures]
+    failed = [report.counts(result.level) for result in failures]
     words = [f"{counts[Outcome.PASS]} pass", f"{failed.count(True)} fail", f"{failed.count(False)} differ"]
     words += [f"{counts[Outcome.NOT_APPLICABLE]} not applicable"]
     words += [f"{counts[Outcome.FAIL] - len(failed)} expected to fail"] * bool(report.expected)
