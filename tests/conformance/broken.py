@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import count
 from typing import Any, ClassVar
 
@@ -126,6 +127,24 @@ class IgnoresNewNames(Broken):
     def change_request(self, request: Any) -> None:
         first = self.first.setdefault(request.type_url, [*request.resource_names])
         request.resource_names[:] = [name for name in request.resource_names if name in first]
+
+
+class AnswersRequestsForAll(Broken):
+    """SotW: a request that names only some of the resources gets no response."""
+
+    def __init__(self, variant: Variant, **options: Any) -> None:
+        super().__init__(variant, **options)
+        self.names: dict[str, set[str]] = {}
+
+    def change_request(self, request: Any) -> None:
+        self.names[request.type_url] = {*request.resource_names}
+
+    def next(self, now: float) -> bytes | None:
+        if (message := super().next(now)) is None:
+            return None
+        names, kind = self.names[self.last.type_url], self.last.type_url
+        missing = {*self._snapshot.types.get(kind, ())} - names
+        return None if names and "*" not in names and missing else message
 
 
 class AnswersFewerNames(Broken):
@@ -359,6 +378,14 @@ class CountsVersions(Broken):
             resource.version = str(self.number)
         if not self.is_delta:
             response.version_info = str(self.number)
+
+
+class UsesTheVersionsOfTheAdapter(Broken):
+    """SotW: the version is that of the adapter's request, if the type has one resource."""
+
+    def change_response(self, response: Any) -> None:
+        (resource,) = response.resources
+        response.version_info = sha256(resource.value).hexdigest()[:16]
 
 
 class IgnoresRepeatedSubscriptions(Broken):

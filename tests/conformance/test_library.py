@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
@@ -31,6 +32,7 @@ from xds.conformance import (
     Report,
     UnreachableError,
     Variant,
+    collapse,
     parse_keys,
     run,
     runner,
@@ -125,6 +127,7 @@ FAULTS = [
     (broken.IgnoresNamesInAnswers, Variant, {"R11"}),
     (broken.SendsUnchanged, Variant, {"R14"}),
     (broken.IgnoresNewNames, SOTW, {"R16"}),
+    (broken.AnswersRequestsForAll, SOTW, {"R28"}),
     (broken.AnswersFewerNames, SOTW, {"R17"}),
     (broken.IgnoresReturningNames, Variant, {"R18"}),
     (broken.LetsNobodyReturnToTheWildcard, Variant, {"R24"}),
@@ -134,7 +137,7 @@ FAULTS = [
     (broken.RemovesUnrequested, DELTA, {"R37"}),
     (broken.SendsNoAssignmentAgain, ADS, {"R38"}),
     (broken.SendsRoutesWithListeners, ADS, {"R39"}),
-    (broken.SendsTypesInReverse, ADS, {"R40"}),
+    (broken.SendsTypesInReverse, ADS, {"R40", "R43"}),
     (broken.RemovesAtOnce, ADS, {"R41"}),
     (broken.WaitsForNoAcks, ADS, {"R42", "R43"}),
     (broken.ServesTheNewestStreamOnly, Variant, {"R51"}),
@@ -208,6 +211,7 @@ async def test_check_ends_if_the_server_sends_without_end(monkeypatch):
         (broken.ForgetsDeletedNames, Variant.DELTA_ADS, "R21"),
         (broken.KeepsTtls, Variant.DELTA_ADS, "R44"),
         (broken.DiesOfPhantoms, Variant.DELTA_ADS, "R20"),
+        (broken.AnswersRequestsForAll, Variant.SOTW_ADS, "R28"),
     ],
 )
 async def test_fault_breaks_no_other_rule(fault, variant, rule, monkeypatch):
@@ -311,6 +315,7 @@ async def test_command_prints_rules_and_conversations(monkeypatch):
     lines = [line.strip() for line in result.stdout.splitlines()]
     nack = next(index for index, line in enumerate(lines) if line.endswith("NACK"))
     assert lines[nack + 1].startswith("<-   CDS nonce=")
+    assert "  breaks: Envoy and gRPC answer each response at once" in result.stdout
     assert "earlier line" not in result.stdout
 
 
@@ -341,6 +346,8 @@ async def test_command_prints_each_format(monkeypatch):
         ("R46", {"delta": "fail"}),
     ]
     assert (document["rules_version"], document["passed"]) == (RULES_VERSION, True)
+    assert document["options"]["server"] == document["options"]["adapter"] == address
+    assert table.stdout.splitlines()[0].endswith("timeout=30 quiet=0.2 concurrency=16 repeat_node=False")
     assert document["rules"][0]["source"]["sentence"].startswith("The nonce provides a way")
     (check,) = document["rules"][1]["checks"]
     assert check["source"]["commit"] == DISCOVERY.commit
@@ -523,11 +530,62 @@ async def test_unreachable_server_exits_with_3():
     assert "cannot connect" in result.stderr
 
 
-async def test_failing_adapter_fails_checks():
+async def test_failing_adapter_is_an_error():
     async with serving() as address, refusing(grpc.StatusCode.INVALID_ARGUMENT) as adapter:
-        report = await run(address, adapter=adapter, rules=["R4"], **PATIENCE)
-    assert {result.reason for result in report.results} == {"the adapter failed: INVALID_ARGUMENT: TTLs"}
-    assert report.failed
+        words = (address, "--adapter", adapter, "--rule", "R4", "--variant", "sotw", *SLOW)
+        table, junit, github = [await command(*words, "-o", form) for form in ("table", "junit", "github")]
+    reason = "the adapter failed: INVALID_ARGUMENT: TTLs"
+    assert (table.exit_code, f"1 checks were not judged: {reason}" in table.stderr) == (3, True)
+    assert "R4    spec-must  error" in table.stdout
+    assert "0 pass, 0 fail, 0 differ, 0 not applicable, 1 error\n" in table.stdout
+    (suite,) = ET.fromstring(junit.stdout)
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "1")
+    assert suite.find("testcase/error").get("message") == reason
+    assert github.stdout.splitlines()[-1] == f"::error title=R4 sotw nonces_are_unique::{reason}"
+
+
+async def test_versions_of_the_adapter_are_not_judged(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.UsesTheVersionsOfTheAdapter)
+    async with serving() as address:
+        report = await run(address, rules=["R5"], variants=[Variant.SOTW], **PATIENCE)
+    assert report.reason("R5") == "the server uses the versions that the adapter got"
+
+
+@pytest.mark.parametrize(
+    ("lines", "collapsed"),
+    [
+        (["-> a nonce=1", "<- b nonce=2", "-> a nonce=3"], ["-> a nonce=1", "<- b nonce=2", "-> a nonce=3"]),
+        (["-> a", "-> a", "<- b"], ["-> a", "-> a", "<- b"]),
+        (
+            ["<- b nonce=1", "<- b nonce=2", "<- b nonce=3", "-> c"],
+            ["<- b nonce=1", "     (the last line 2 more times, with other nonces)", "-> c"],
+        ),
+        (
+            ["-> x", *["-> a nonce=1", "<- b nonce=2"] * 5, "-> a nonce=9"],
+            [
+                *("-> x", "-> a nonce=1", "<- b nonce=2"),
+                *("     (the last two lines 4 more times, with other nonces)", "-> a nonce=9"),
+            ],
+        ),
+    ],
+)
+def test_repeated_lines_are_collapsed(lines, collapsed):
+    assert collapse(lines) == collapsed
+
+
+def test_every_client_dependent_check_says_what_breaks():
+    assert {check.level for check in CHECKS if check.breaks} == {Level.CLIENT_DEPENDENT}
+    assert all(check.breaks for check in CHECKS if check.level is Level.CLIENT_DEPENDENT)
+
+
+def test_passes_by_chance_are_no_new_passes():
+    report = failing_report("sent in another order")
+    (result,) = report.results
+    by_chance = replace(result, outcome=Outcome.PASS, by_chance=True)
+    expected = replace(report, expected=frozenset({result.key}))
+    assert replace(expected, results=(replace(result, outcome=Outcome.PASS),)).failed
+    assert not replace(expected, results=(by_chance,)).failed
+    assert not expected.failed
 
 
 async def test_what_the_adapter_does_not_support_is_not_judged():

@@ -19,6 +19,7 @@ from xds.cli.tables import Table
 from xds.conformance import (
     CONCURRENCY,
     KEYS,
+    RULES_VERSION,
     TITLES,
     Level,
     Outcome,
@@ -26,9 +27,10 @@ from xds.conformance import (
     Result,
     UnreachableError,
     Variant,
+    collapse,
+    explanation,
     parse_keys,
     run,
-    source_line,
     to_dict,
     to_github,
     to_junit,
@@ -45,7 +47,7 @@ xds conformance 127.0.0.1:18000 -o keys > expected-failures.txt
 xds conformance 127.0.0.1:18000 --expected-failures expected-failures.txt -o github
 """
 
-_MARKS = {Outcome.PASS: "pass", Outcome.NOT_APPLICABLE: "-"}
+_MARKS = {Outcome.PASS: "pass", Outcome.ERROR: "error", Outcome.NOT_APPLICABLE: "-"}
 _MAX_LINES = 20
 """Number of lines that are shown of a conversation."""
 
@@ -165,7 +167,7 @@ def conformance(
 
     Exit status: 0 no check fails that counts, or exactly the expected ones; 1 such a check fails, or an
     expected failure passes; 2 nothing was checked or wrong usage; 3 the server or the adapter cannot be
-    reached.
+    reached, or the adapter failed.
     """
     if adapter is not None and node is not None:
         fail("--adapter and --node exclude each other")
@@ -220,6 +222,8 @@ def conformance(
                 typer.echo(f"new failure: fix it, or add it to {expected_failures}: {result.key}", err=True)
         for result in report.new_passes:
             typer.echo(f"new pass: remove it from {expected_failures}: {result.key}", err=True)
+    if report.errors:
+        fail_unreachable(f"{len(report.errors)} checks were not judged: {report.errors[0].reason}")
     if report.is_empty:
         reasons = {report.reason(rule) for rule in report.rules}
         fail(
@@ -244,6 +248,11 @@ def _print(report: Report, output: ReportFormat) -> None:
 
 
 def _print_tables(report: Report, *, is_wide: bool) -> None:
+    shown = (
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in report.options.items()
+    )
+    typer.echo(f"version {RULES_VERSION} of the rules, {printable(' '.join(shown))}\n")
     judged = [rule for rule in report.rules if not report.reason(rule)]
     table = Table("RULE", "LEVEL", *(variant.value.upper() for variant in report.variants), "TITLE")
     for rule in judged:
@@ -277,6 +286,7 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     failed = [report.counts(result.level) for result in failures]
     words = [f"{counts[Outcome.PASS]} pass", f"{failed.count(True)} fail", f"{failed.count(False)} differ"]
     words += [f"{counts[Outcome.NOT_APPLICABLE]} not applicable"]
+    words += [f"{len(report.errors)} error{'s' * (len(report.errors) > 1)}"] * bool(report.errors)
     words += [f"{counts[Outcome.FAIL] - len(failed)} expected to fail"] * bool(report.expected)
     typer.echo(f"\n{', '.join(words)}")
 
@@ -293,10 +303,11 @@ def _failed_mark(*, counts: bool) -> str:
 def _print_failure(result: Result, *, counts: bool) -> None:
     mark = typer.style(_failed_mark(counts=counts), fg="red" if counts else "yellow")
     typer.echo(f"\n{mark} {result.key} ({result.level})")
-    typer.echo(f"  required: {result.requires}")
-    typer.echo(f"  {source_line(result.source)}")
-    typer.echo(f"  {printable(result.reason)}")
-    if (left_out := len(result.conversation) - _MAX_LINES) > 0:
+    required, *reasons = explanation(result)
+    for line in (f"required: {required}", *reasons, printable(result.reason)):
+        typer.echo(f"  {line}")
+    conversation = collapse(result.conversation)
+    if (left_out := len(conversation) - _MAX_LINES) > 0:
         typer.echo(f"    ({left_out} earlier line{'s' * (left_out > 1)}: -o json)")
-    for line in result.conversation[-_MAX_LINES:]:
+    for line in conversation[-_MAX_LINES:]:
         typer.echo(f"    {printable(line)}")

@@ -6,7 +6,7 @@
 """
 
 from xds.conformance.adapter import store_adapter
-from xds.conformance.report import source_line, to_dict, to_github, to_junit
+from xds.conformance.report import collapse, explanation, to_dict, to_github, to_junit
 from xds.conformance.rules import RULES_VERSION, TITLES, Level
 from xds.conformance.runner import (
     CONCURRENCY,
@@ -35,9 +35,10 @@ __all__ = [
     "Result",
     "UnreachableError",
     "Variant",
+    "collapse",
+    "explanation",
     "parse_keys",
     "run",
-    "source_line",
     "store_adapter",
     "to_dict",
     "to_github",

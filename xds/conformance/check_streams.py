@@ -7,6 +7,7 @@ from xds.conformance.rules import ADS, DELTA, PER_TYPE, SOTW, Level, Run, check
 from xds.conformance.wire import NotApplicableError, Variant
 from xds.conformance.world import TYPES, CheckError
 
+LOOP = "Envoy and gRPC answer each response at once, so the two exchange messages in a loop without a pause"
 UNKNOWN = "type.googleapis.com/xds.conformance.v1.Unknown"
 
 
@@ -89,6 +90,8 @@ async def equal_content_has_equal_versions(run: Run) -> None:
         return response.versions["alpha"] if run.variant in DELTA else response.version
 
     versions = [version(index, 0) for index in range(3)]
+    if version(0, -1) == world.version("RDS"):
+        raise NotApplicableError("the server uses the versions that the adapter got")
     if len({*versions}) > 1:
         raise CheckError(f"equal content has the versions {', '.join(versions)}")
     if version(0, -1) == versions[0]:
@@ -165,23 +168,20 @@ async def nack_changes_the_subscription(run: Run) -> None:
     await stream.sees("RDS", "alpha=1 beta=1")
 
 
-@check("R12", types=("CDS", "RDS"), level=Level.CLIENT_DEPENDENT)
+@check("R12", types=("CDS", "RDS"), level=Level.CLIENT_DEPENDENT, breaks=LOOP)
 async def rejected_resource_is_not_sent_again(run: Run) -> None:
     """A rejected response is not sent again."""
-    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    stream.held.add(run.type)
-    await stream.ask(run.type, "alpha", sees="alpha=1")
+    _, stream = await run.subscribed(hold=True)
     await stream.nack(run.type)
     await stream.nothing(run.type)
 
 
-@check("R12", types=("CDS", "RDS"), level=Level.CLIENT_DEPENDENT)
+@check("R12", types=("CDS", "RDS"), level=Level.CLIENT_DEPENDENT, breaks=LOOP)
 async def rejected_change_is_not_sent_again(run: Run) -> None:
     """A response that is rejected after an earlier one was accepted is not sent again."""
-    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha", sees="alpha=1")
+    world, stream = await run.subscribed()
     stream.held.add(run.type)
-    await world.set(**{run.type: "alpha=2 beta=1"})
+    await world.add(run.type, "alpha", "2")
     await stream.sees(run.type, "alpha=2")
     await stream.nack(run.type)
     await stream.nothing(run.type)
@@ -228,15 +228,13 @@ async def change_of_another_resource_is_not_sent(run: Run) -> None:
 @check("R14", types=("CDS", "RDS"), level=Level.SPEC_SHOULD)
 async def equal_state_is_not_sent(run: Run) -> None:
     """Setting the same resources again gets no response."""
-    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha", sees="alpha=1")
-    await world.set(**{run.type: "alpha=1 beta=1"})
+    world, stream = await run.subscribed()
+    await world.add(run.type, "alpha", "1")
     await stream.nothing(run.type)
 
 
-@check("R15", types=("CDS", "EDS", "LDS", "RDS"), level=Level.CLIENT_DEPENDENT)
+@check("R15", types=("CDS", "EDS", "LDS", "RDS"), level=Level.CLIENT_DEPENDENT, breaks=LOOP)
 async def ack_gets_no_response(run: Run) -> None:
     """An ACK gets no response."""
-    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
-    await stream.ask(run.type, "alpha", sees="alpha=1")
+    _, stream = await run.subscribed()
     await stream.nothing(run.type)

@@ -284,6 +284,20 @@ async def deleted_route_gets_no_response(run: Run) -> None:
     await stream.nothing("RDS")
 
 
+@check(
+    "R28",
+    on=SOTW,
+    types=ALL,
+    level=Level.CLIENT_DEPENDENT,
+    source=sources.MAY_WAIT,
+    breaks="gRPC names only the resources that it uses, and waits for them forever",
+)
+async def part_of_the_resources_is_sent(run: Run) -> None:
+    """A client that names one of two resources gets it."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha", sees="alpha=1")
+
+
 @check("R28", types=ALL, level=Level.ROBUSTNESS, source=sources.IGNORED)
 async def only_requested_resources_are_sent(run: Run) -> None:
     """A client that names a resource gets no others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -9,6 +11,7 @@ from xds.conformance.rules import RULES_VERSION, TITLES, Level
 from xds.conformance.runner import Outcome, Report, Result
 from xds.conformance.sources import SOURCES, Citation, Source
 
+_NONCE = re.compile(r"nonce=\S+")
 _REMOVE = "the check passes: remove it from the expected failures"
 
 
@@ -17,6 +20,7 @@ def to_dict(report: Report) -> dict[str, Any]:
     rules = [_rule(report, rule) for rule in report.rules]
     return {
         "rules_version": RULES_VERSION,
+        "options": {**report.options},
         "passed": not report.failed,
         "fail_on": report.fail_on.value,
         "node": report.node,
@@ -42,6 +46,8 @@ def _check(report: Report, result: Result) -> dict[str, Any]:
         "check": result.check,
         "requires": result.requires,
         "level": result.level.value,
+        "breaks": result.breaks,
+        "by_chance": result.by_chance,
         "source": _source(result.source),
         "variant": result.variant.value,
         "outcome": result.outcome.value,
@@ -70,6 +76,32 @@ def source_line(source: Source) -> str:
     return f"source: {source}" if isinstance(source, Citation) else f"no source: {source}"
 
 
+def explanation(result: Result) -> list[str]:
+    """Return for people what a check requires, what a failure breaks, and the source."""
+    return [result.requires, *[f"breaks: {result.breaks}"] * bool(result.breaks), source_line(result.source)]
+
+
+def collapse(conversation: Iterable[str]) -> list[str]:
+    """Return a conversation without repetitions: of lines and pairs of lines that differ only in nonces."""
+    lines, collapsed, start = [*conversation], list[str](), 0
+    shapes = [_NONCE.sub("nonce=", line) for line in lines]
+    while start < len(lines):
+        for size in (1, 2):
+            times = 1
+            while shapes[start : start + size] == shapes[start + times * size : start + (times + 1) * size]:
+                times += 1
+            if times > 2:
+                break
+        else:
+            size = times = 1
+        collapsed += lines[start : start + size]
+        if times > 1:
+            what = "the last line" if size == 1 else "the last two lines"
+            collapsed.append(f"     ({what} {times - 1} more times, with other nonces)")
+        start += size * times
+    return collapsed
+
+
 def to_junit(report: Report) -> str:
     """Return a report as JUnit XML: a test suite for each variant, and a test case for each check.
 
@@ -87,7 +119,9 @@ def to_junit(report: Report) -> str:
                 counts = report.counts(result.level)
                 message = result.reason if counts else f"differs ({result.level}): {result.reason}"
                 element = ET.SubElement(case, "failure" if counts else "skipped", message=message)
-                element.text = "\n".join((result.requires, source_line(result.source), *result.conversation))
+                element.text = "\n".join((*explanation(result), *collapse(result.conversation)))
+            elif result.outcome is Outcome.ERROR:
+                ET.SubElement(case, "error", message=result.reason)
             elif result in new_passes:
                 ET.SubElement(case, "failure", message=_REMOVE)
             elif result.outcome is not Outcome.PASS:
@@ -95,13 +129,14 @@ def to_junit(report: Report) -> str:
                 ET.SubElement(case, "skipped", message=f"{expected}{result.reason}")
         suite.set("tests", str(len(suite)))
         suite.set("failures", str(len(suite.findall("testcase/failure"))))
+        suite.set("errors", str(len(suite.findall("testcase/error"))))
         suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True)
 
 
 def to_github(report: Report) -> str:
-    """Return annotations of GitHub Actions: one for each rule with new failures, and one for each new pass.
+    """Return annotations of GitHub Actions: for each rule with new failures, each new pass and each error.
 
     GitHub shows only the first ten errors and the first ten warnings of a step.
     """
@@ -111,11 +146,12 @@ def to_github(report: Report) -> str:
         by_rule.setdefault((result.rule, result.level), []).append(result)
     for (rule, level), (first, *others) in by_rule.items():
         more = [f"{len(others)} more failed checks of {rule}"] * bool(others)
-        lines_of_first = (f"{first.key}: {first.reason}", first.requires, source_line(first.source))
-        text = "\n".join((*lines_of_first, *first.conversation, *more))
+        first_lines = (f"{first.key}: {first.reason}", *explanation(first), *collapse(first.conversation))
+        text = "\n".join((*first_lines, *more))
         kind = "error" if report.counts(level) else "warning"
         lines.append(_annotation(kind, f"{rule} {TITLES[rule]}", text))
     lines += [_annotation("error", result.key, _REMOVE) for result in report.new_passes]
+    lines += [_annotation("error", result.key, result.reason) for result in report.errors]
     return "\n".join(lines)
 
 

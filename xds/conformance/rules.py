@@ -12,7 +12,7 @@ import grpc.aio
 from xds.conformance.sources import SOURCES, Source
 from xds.conformance.stream import Stream
 from xds.conformance.wire import NeedsAdapterError, Variant, connect
-from xds.conformance.world import World
+from xds.conformance.world import FULL, World
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
 DELTA = (Variant.DELTA, Variant.DELTA_ADS)
@@ -20,7 +20,7 @@ ADS = (Variant.SOTW_ADS, Variant.DELTA_ADS)
 PER_TYPE = (Variant.SOTW, Variant.DELTA)
 
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Version of the rules: it increases when a change can make a server fail that passed before."""
 
 
@@ -115,6 +115,21 @@ class Run:
         world = await self.world(**types)
         return world, self.stream(world)
 
+    async def subscribed(self, *, hold: bool = False) -> tuple[World, Stream]:
+        """Return a node, and a stream that has its resource alpha of the check's type.
+
+        As Envoy does, it subscribes to all clusters or listeners, or to an assignment or route by name.
+
+        Args:
+            hold: Whether the check ACKs responses itself.
+        """
+        is_full = self.type in FULL
+        world, stream = await self.start(**{self.type: "alpha=1" if is_full else "alpha=1 beta=1"})
+        if hold:
+            stream.held.add(self.type)
+        await stream.ask(self.type, *(() if is_full else ("alpha",)), sees="alpha=1")
+        return world, stream
+
     async def close(self) -> None:
         """Close the streams and the connection, and let the server forget the nodes."""
         for stream in self.streams:
@@ -139,7 +154,10 @@ class Check:
     types: tuple[str, ...]
     level: Level
     source: Source
+    breaks: str
+    """What goes wrong in which client, if the level is `client-dependent`."""
     alone: bool
+    by_chance: bool
 
     @property
     def requires(self) -> str:
@@ -165,7 +183,9 @@ def check(
     types: tuple[str, ...] = ("",),
     level: Level = Level.SPEC_MUST,
     source: Source | None = None,
+    breaks: str = "",
     alone: bool = False,
+    by_chance: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a check.
 
@@ -175,7 +195,9 @@ def check(
         types: Short names of the resource types that it is run for.
         level: Level of the check.
         source: Source of the check; None for that of the rule.
+        breaks: What goes wrong in which client, if the level is `client-dependent`.
         alone: Whether no other check of the same node may run at the same time: servers limit what it uses.
+        by_chance: Whether a server that breaks the rule sometimes passes.
     """
 
     def register(function: Function) -> Function:
@@ -187,7 +209,9 @@ def check(
                 types=types,
                 level=level,
                 source=source or SOURCES[rule],
+                breaks=breaks,
                 alone=alone,
+                by_chance=by_chance,
             )
         )
         return function
@@ -238,7 +262,7 @@ TITLES = {
     "R40": "responses are ordered: clusters, endpoints, listeners, routes",
     "R41": "a resource is removed after its users have changed",
     "R42": "listeners wait for the ACK of clusters",
-    "R43": "a route waits for the ACK of its cluster",
+    "R43": "a route follows its cluster",
     "R44": "a TTL is sent, renewed and removed, for clients that support it",
     "R45": "client features",
     "R46": "system_version_info and control_plane are set",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
+from importlib.metadata import version
 
 import grpc
 import grpc.aio
@@ -23,7 +24,7 @@ from xds.conformance.served import Lookup, ServedNames, ServedWorld
 from xds.conformance.sources import Source
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Variant, connect
-from xds.conformance.world import SET, CheckError, Set, World
+from xds.conformance.world import SET, AdapterError, CheckError, Set, World
 
 _MAX_SHARING = 8
 """Number of checks that use a node at a time."""
@@ -31,6 +32,7 @@ _MAX_TIMEOUTS = 20
 """Maximum duration of a check, as a multiple of the timeout of a response."""
 _NODE = "conformance"
 """Default ID of the node whose resources are checked without an adapter."""
+_NO_PARTS = "the server never answers requests that name only some of the resources: see R28"
 CONCURRENCY = 16
 """Default number of checks that run at a time."""
 
@@ -60,6 +62,8 @@ class Outcome(StrEnum):
 
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
+    ERROR = "error"
+    """The adapter failed."""
     NOT_APPLICABLE = "not applicable"
 
 
@@ -87,6 +91,10 @@ class Result:
     """Why the check fails or does not apply."""
     conversation: tuple[str, ...] = ()
     """Requests, responses and changes, in order."""
+    breaks: str = ""
+    """What a failure breaks in which client, if the level is `client-dependent`."""
+    by_chance: bool = False
+    """Whether a server that breaks the rule sometimes passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,8 @@ class Report:
     """Weakest level whose failures count."""
     expected: frozenset[str] = frozenset()
     """Keys of the results that are expected to fail."""
+    options: Mapping[str, str | float] = field(default_factory=dict)
+    """How the server was checked: addresses, times and the version of this package."""
 
     def counts(self, level: Level) -> bool:
         """Whether failures of a level count. Those of weaker levels are only reported."""
@@ -116,14 +126,21 @@ class Report:
 
     @property
     def new_passes(self) -> tuple[Result, ...]:
-        """Results that pass, although they are expected to fail."""
-        passes = (result for result in self.results if result.outcome is Outcome.PASS)
+        """Results that pass, although they are expected to fail and do not depend on chance."""
+        passes = (each for each in self.results if each.outcome is Outcome.PASS and not each.by_chance)
         return tuple(result for result in passes if result.key in self.expected)
 
     @property
+    def errors(self) -> tuple[Result, ...]:
+        """Results without a judgement, because the adapter failed."""
+        return tuple(result for result in self.results if result.outcome is Outcome.ERROR)
+
+    @property
     def failed(self) -> bool:
-        """Whether there are new failures that count, or new passes."""
-        return bool(self.new_passes) or any(self.counts(result.level) for result in self.new_failures)
+        """Whether there are errors, new failures that count, or new passes."""
+        return bool(self.errors or self.new_passes) or any(
+            self.counts(result.level) for result in self.new_failures
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -138,7 +155,8 @@ class Report:
         """Return the outcome of a rule: it fails if one of its checks fails."""
         outcomes = {result.outcome for result in self.of(rule, variant)}
         return next(
-            (each for each in (Outcome.FAIL, Outcome.PASS) if each in outcomes), Outcome.NOT_APPLICABLE
+            (each for each in (Outcome.FAIL, Outcome.ERROR, Outcome.PASS) if each in outcomes),
+            Outcome.NOT_APPLICABLE,
         )
 
     def failed_level(self, rule: str, variant: Variant) -> Level | None:
@@ -198,7 +216,8 @@ async def run(
         quiet: Seconds to wait for a response that must not come.
         repeat_node: Send the node in every request. Some servers require it.
         concurrency: Number of checks that run at a time.
-        on_result: Called for each result as soon as there is one.
+        on_result: Called for each result as soon as there is one. The report judges fewer checks if the
+            server never answers SotW requests that name only some of the resources (see R28).
 
     Raises:
         UnreachableError: The server or the adapter cannot be reached, or the server has no resources for
@@ -248,6 +267,8 @@ async def run(
                 raise NeedsAdapterError
             return ServedWorld(node, say, served[variant])
 
+        answers: dict[int, set[bool | None]] = {}
+
         async def judge(number: int, check: Check, variant: Variant, kind: str) -> Result:
             async with slots:
                 this = Run(
@@ -263,6 +284,7 @@ async def run(
                 is_skipped = not {check.rule, check.key(variant, kind)}.isdisjoint(skip)
                 outcome = (Outcome.NOT_APPLICABLE, "skipped") if is_skipped else await _judge(this, check)
             result = _result(this, check, *outcome)
+            answers[number] = {stream.answers_parts for stream in this.streams}
             if on_result:
                 on_result(result)
             return result
@@ -286,9 +308,39 @@ async def run(
         results = {number: task.result() for number, task in tasks.items()}
         for number in alone:
             results[number] = await judge(number, *cases[number - 1])
-    selected = tuple(rule for rule in TITLES if rule in rules)
-    ordered = tuple(results[number] for number, _ in numbered)
-    return Report(ordered, selected, tuple(variants), node or "", fail_on, frozenset(expected_failures))
+    _exclude_parts(results, answers)
+    return Report(
+        tuple(results[number] for number, _ in numbered),
+        tuple(rule for rule in TITLES if rule in rules),
+        tuple(variants),
+        node or "",
+        fail_on,
+        frozenset(expected_failures),
+        {
+            "xds": version("xds-mesh"),
+            "server": target,
+            "adapter": (adapter or target) if node is None else "",
+            "timeout": response_timeout,
+            "quiet": quiet,
+            "concurrency": concurrency,
+            "repeat_node": repeat_node,
+        },
+    )
+
+
+def _exclude_parts(results: dict[int, Result], answers: dict[int, set[bool | None]]) -> None:
+    """Do not judge checks without a response, if no request for a part of the resources got one.
+
+    Args:
+        results: Results by their number. They are replaced.
+        answers: By the same number: what the check's streams found out about such requests.
+    """
+    answering = {results[number].variant for number, found in answers.items() if True in found}
+    for number, found in answers.items():
+        result = results[number]
+        is_subject = result.check.startswith(check_subscriptions.part_of_the_resources_is_sent.__name__)
+        if False in found and result.variant not in answering and not is_subject:
+            results[number] = replace(result, outcome=Outcome.NOT_APPLICABLE, reason=_NO_PARTS)
 
 
 async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
@@ -325,6 +377,8 @@ async def _judge(this: Run, check: Check) -> tuple[Outcome, str]:
         return Outcome.FAIL, str(error)
     except NotApplicableError as error:
         return Outcome.NOT_APPLICABLE, str(error)
+    except AdapterError as error:
+        return Outcome.ERROR, str(error)
     except TimeoutError:
         return Outcome.FAIL, f"no answer within {this.timeout:g} s"
     finally:
@@ -344,4 +398,6 @@ def _result(this: Run, check: Check, outcome: Outcome, reason: str) -> Result:
         outcome=outcome,
         reason=reason,
         conversation=tuple(this.conversation),
+        breaks=check.breaks,
+        by_chance=check.by_chance,
     )

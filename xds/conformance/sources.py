@@ -178,6 +178,7 @@ UNKNOWN_ALIAS = Citation(
     "the resources entry for that virtual host has the name and aliases set to the requested host entry and "
     "the resource unpopulated",
 )
+ROUTE_WAITS = "The specification orders the updates, and does not say that one waits for an ACK."
 WRAPPER = _protocol(
     "SotW TTL", "This feature is gated by the xds.config.supports-resource-in-sotw client feature."
 )

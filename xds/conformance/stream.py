@@ -71,6 +71,8 @@ class Stream:
         self.reading = asyncio.Event()
         """Whether the client reads. Clear it to make the client slow."""
         self.reading.set()
+        self.answers_parts: bool | None = None
+        """Whether SotW requests for only some of the resources get responses; None without such requests."""
         self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
         self._repeat_node, self._features = repeat_node, features
         self._stream: SocketStream | None = None
@@ -222,7 +224,9 @@ class Stream:
             wanted = " ".join([text or "no resources", *(f"-{name}" for name in sorted(removed))])
             found = " ".join(f"{name}={content}" for name, content in sorted(self.view[short].items()))
             got = f"the client has {found or 'nothing'}" if self._unseen[short] else "no response came"
+            self._note_part(short)
             raise CheckError(f"{short}: expected {wanted} within {self._timeout:g} s, but {got}") from None
+        self._note_part(short)
         self._unseen[short] = 0
 
     async def gets(self, short: str, what: str, test: Callable[[Response], bool]) -> Response:
@@ -335,6 +339,13 @@ class Stream:
             name: content for name, content in view.items() if name not in self._probes - expected.keys()
         } == expected
 
+    def _note_part(self, short: str) -> None:
+        """Record whether a SotW request got a response, if it named only some of the resources."""
+        names = {*self.names[short]}
+        is_part = bool(names) and "*" not in names and not names.issuperset(self.world.names(short))
+        if is_part and not self.variant.is_delta:
+            self.answers_parts = bool(self.answers_parts or self._unseen[short])
+
     async def _probe(self, short: str) -> None:
         """Make the server send a response of a type, which must be the next one."""
         before = len(self.responses)
@@ -356,6 +367,7 @@ class Stream:
             while not self._unseen[short]:
                 await self._receive(end)
         except TimeoutError:
+            self._note_part(short)
             raise CheckError(f"{short}: no response with {name} within {self._timeout:g} s") from None
         if name not in self.since(before, short):
             raise CheckError(

@@ -131,6 +131,10 @@ class CheckError(Exception):
     """The server breaks the rule."""
 
 
+class AdapterError(Exception):
+    """The adapter failed, so the server cannot be judged."""
+
+
 class World:
     """The resources of one node. `say` records each change."""
 
@@ -151,6 +155,13 @@ class World:
     def names(self, short: str) -> list[str]:
         """Return the names of the resources of a type."""
         return list(self._types.get(short, ()))
+
+    def version(self, short: str) -> str:
+        """Return the version that the adapter got for a type."""
+        digest = hashlib.sha256()
+        for _, resource in sorted(self._types[short].items()):
+            digest.update(resource.body.value)
+        return digest.hexdigest()[:16]
 
     def real(self, short: str, name: str) -> str:  # noqa: ARG002
         """Return the name that a resource has in messages."""
@@ -194,13 +205,10 @@ class World:
         self._say(" ".join([f"set  {what} for node {self.node}", *said]))
         request = pb.SetRequest(node=self.node)
         for short, resources in self._types.items():
-            digest = hashlib.sha256()
-            for _, resource in sorted(resources.items()):
-                digest.update(resource.body.value)
             request.types.add(
-                type_url=TYPES[short], version=digest.hexdigest()[:16], resources=resources.values()
+                type_url=TYPES[short], version=self.version(short), resources=resources.values()
             )
         try:
             await self._adapter(request)
         except grpc.aio.AioRpcError as error:
-            raise CheckError(f"the adapter failed: {error.code().name}: {error.details()}") from None
+            raise AdapterError(f"the adapter failed: {error.code().name}: {error.details()}") from None

@@ -100,7 +100,7 @@ func main() {
 		log.Fatalf("unknown cache %q", kind)
 	}
 	xds := server.NewServer(context.Background(), served, nil, options...)
-	grpcServer := grpc.NewServer()
+	grpcServer := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
 	discovery.RegisterAggregatedDiscoveryServiceServer(grpcServer, xds)
 	cluster.RegisterClusterDiscoveryServiceServer(grpcServer, xds)
 	endpoint.RegisterEndpointDiscoveryServiceServer(grpcServer, xds)

@@ -139,7 +139,8 @@ public class Main {
   }
 
   private static NettyServerBuilder listen() {
-    return NettyServerBuilder.forAddress(new InetSocketAddress("127.0.0.1", 0));
+    return NettyServerBuilder.forAddress(new InetSocketAddress("127.0.0.1", 0))
+        .maxInboundMessageSize(MAX_MESSAGE);
   }
 
   public static void main(String[] arguments) throws Exception {
@@ -155,7 +156,7 @@ public class Main {
             .addService(xds.getSecretDiscoveryServiceImpl())
             .build()
             .start();
-    Server adapter = listen().maxInboundMessageSize(MAX_MESSAGE).addService(main.adapter()).build().start();
+    Server adapter = listen().addService(main.adapter()).build().start();
     System.out.printf("127.0.0.1:%d 127.0.0.1:%d%n", server.getPort(), adapter.getPort());
     server.awaitTermination();
   }
