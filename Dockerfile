@@ -15,7 +15,7 @@ RUN python -m venv /opt/build \
  && /opt/build/bin/pip install --constraint constraints.txt hatchling \
  && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
       extras = p['optional-dependencies']; \
-      needed = [*p['dependencies'], *(each for name in ('rest', 'mesh', 'demo', 'otel') for each in extras[name])]; \
+      needed = [*p['dependencies'], *(each for name in ('rest', 'conformance', 'mesh', 'demo', 'otel') for each in extras[name])]; \
       print(*(each for each in needed if not each.startswith(p['name'])), sep='\n')" > requirements.txt \
  && /opt/build/bin/pip --python /opt/xds/bin/python install --constraint constraints.txt --requirement requirements.txt \
 # Compiled models of Kubernetes' objects, which are loaded one by one if at all: 40 MB.

@@ -17,7 +17,7 @@ import pytest
 from tests.cli.commands import WEB, write_folder, xds
 from tests.cli.serve_process import ServeProcess, serving
 from tests.support.loopback import free_port
-from xds.cli.admin_client import ClientCredentials
+from xds.cli.client_credentials import ClientCredentials
 from xds.mesh.model.names import natural_key
 
 

@@ -103,7 +103,8 @@ def test_image_has_the_commands_of_the_manifests(docker: Docker) -> None:
     ]
     containers = [container for template in templates for container in template["containers"]]
     assert {container["image"] for container in containers} == {IMAGE}
-    for role in {container["args"][0] for container in containers} | {"init", "proxy", "token"}:
+    roles = {container["args"][0] for container in containers}
+    for role in roles | {"conformance", "init", "proxy", "token"}:
         done = docker.image(role, "--help", options=RESTRICTED)
         assert f"xds {role} [OPTIONS]" in done.stdout, done.stderr
     # Commands that they call by name: preStop is `xds proxy --drain`.

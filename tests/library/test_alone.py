@@ -5,6 +5,7 @@ The tests run programs in this environment, and hide the packages that the extra
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import re
@@ -14,12 +15,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests.library import alone
 from xds.__main__ import MODULES
+from xds.conformance import store_adapter
+from xds.server import XdsServer
+from xds.store import Store
 
 ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
 HIDE = "import runpy, sys; sys.modules.update(dict.fromkeys(HIDDEN))"
 MESH = """
 import importlib, pkgutil, xds.cli, xds.demo, xds.mesh
@@ -47,6 +53,11 @@ def required(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
             ):
                 unvisited |= {(normalized(requirement.name), frozenset(requirement.extras))} - visited
     return {package for package, _ in visited}
+
+
+def script(name: str, *words: str) -> str:
+    """Return a program that runs an installed script."""
+    return f"sys.argv = {[str(SCRIPTS / name), *words]}; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def run(program: str, extra: str = "") -> subprocess.CompletedProcess[str]:
@@ -86,18 +97,43 @@ def test_library_does_not_require(module):
     assert f"import of {module} halted" in run(f"import {module}").stderr
 
 
-def test_command_names_the_missing_packages():
-    done = run("runpy.run_module('xds', run_name='__main__', alter_sys=True)")
+async def test_conformance_needs_only_its_extra():
+    store = Store()
+    async with XdsServer(store, "127.0.0.1:0", added=[store_adapter(store)]) as server:
+        command = ["xds-conformance", f"127.0.0.1:{server.port}", "--variant=delta-ads", "--rule=R4"]
+        table = await asyncio.to_thread(run, script(*command), "conformance")
+        document = await asyncio.to_thread(run, script(*command, "--output=yaml"), "conformance")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert re.fullmatch(r"[1-9]\d* pass, 0 fail, 0 differ, 0 not applicable", table.stdout.splitlines()[-1])
+    assert (document.returncode, document.stderr) == (0, "")
+    assert yaml.safe_load(document.stdout)
+
+
+@pytest.mark.parametrize(
+    ("program", "extra"),
+    [
+        ("runpy.run_module('xds', run_name='__main__', alter_sys=True)", "mesh"),
+        (script("xds"), "mesh"),
+        (script("xds", "conformance"), "conformance"),
+        (script("xds-conformance"), "conformance"),
+    ],
+)
+def test_command_names_the_missing_packages(program, extra):
+    done = run(program)
     assert (done.returncode, done.stdout) == (2, "")
-    message = f"xds: {', '.join(MODULES)} are not installed: pip install 'xds-mesh[mesh]'\n"
+    message = f"xds: {', '.join(MODULES[extra])} are not installed: pip install 'xds-mesh[{extra}]'\n"
     assert done.stderr == message
 
 
-def test_command_looks_for_all_packages_of_the_extra():
+@pytest.mark.parametrize(
+    ("extra", "contained"), [("conformance", ["conformance"]), ("mesh", ["conformance", "mesh", "rest"])]
+)
+def test_command_looks_for_all_packages_of_the_extra(extra, contained):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    packages = {normalized(Requirement(text).name) for name in ("mesh", "rest") for text in extras[name]}
+    packages = {normalized(Requirement(text).name) for name in contained for text in extras[name]}
     modules = importlib.metadata.packages_distributions()
-    assert {normalized(name) for module in MODULES for name in modules[module]} == packages - {"xds-mesh"}
+    found = {normalized(name) for module in MODULES[extra] for name in modules[module]}
+    assert found == packages - {"xds-mesh"}
 
 
 def test_command_reports_a_package_with_the_same_name(tmp_path):

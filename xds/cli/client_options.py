@@ -30,7 +30,8 @@ from xds.cli.options import (
 from xds.mesh.kube.kubeconfig import has_cluster
 
 if TYPE_CHECKING:
-    from xds.cli.admin_client import AdminClient, ClientCredentials
+    from xds.cli.admin_client import AdminClient
+    from xds.cli.client_credentials import ClientCredentials
     from xds.cli.port_forward import PortForward
 
 XDS_ADDRESS = Address("127.0.0.1", 15010)
@@ -90,7 +91,7 @@ class CredentialOptions:
 
     def to_credentials(self) -> ClientCredentials:
         """Return the files for a client."""
-        from xds.cli.admin_client import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
+        from xds.cli.client_credentials import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
 
         return ClientCredentials(
             roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file

@@ -115,12 +115,13 @@ def _read_mesh(context: typer.Context) -> Mesh | None:
 def _proxies(context: typer.Context) -> list[str]:
     """Return the proxies of the running control plane; none if it cannot be reached."""
     from xds.cli import admin_client  # noqa: PLC0415 - few completions need it
+    from xds.cli.client_credentials import ClientCredentials  # noqa: PLC0415
     from xds.cli.options import parse_address  # noqa: PLC0415
     from xds.mesh.controlplane.status import proxy_name  # noqa: PLC0415
 
     def ask() -> proxies_pb2.ListProxiesResponse:
         params = context.params
-        credentials = admin_client.ClientCredentials(
+        credentials = ClientCredentials(
             roots=params.get("ca_file"),
             token=params.get("token_file"),
             certificate=params.get("cert_file"),

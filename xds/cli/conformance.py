@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.admin_client import ClientCredentials
+from xds.cli.client_credentials import ClientCredentials
 from xds.cli.durations import parse_duration
 from xds.cli.options import fail, fail_unreachable, file_option, parse_address
 from xds.cli.output import print_document
