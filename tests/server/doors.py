@@ -48,6 +48,8 @@ SLEEP = "spiffe://cluster.local/ns/full/sa/sleep"
 NODE = "sidecar~10.0.0.1~{}.full~full.svc.cluster.local"
 SDS = "/envoy.service.secret.v3.SecretDiscoveryService"
 DENIED, UNPROVEN = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED
+CLIENT_LOST_STATUS = grpc.StatusCode.INTERNAL, "Internal error from Core"
+"""What gRPC's client reports if a call ends during a write, instead of the server's status."""
 TRUST_DOMAINS = ("cluster.local",)
 
 
@@ -198,8 +200,7 @@ async def ended(
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         await client.ask(SECRET, "default")
     end = await client.end()
-    if end == (grpc.StatusCode.INTERNAL, "Internal error from Core"):
-        # gRPC raises this when a call ends during a write.
+    if end == CLIENT_LOST_STATUS:
         return await Client(channel, variant, method).end()
     return end
 

@@ -14,7 +14,19 @@ import grpc.aio
 import pytest
 from structlog.testing import capture_logs
 
-from tests.server.doors import CA, DENIED, FOREIGN, NODE, SLEEP, UNPROVEN, Site, issued, opened, sleep
+from tests.server.doors import (
+    CA,
+    CLIENT_LOST_STATUS,
+    DENIED,
+    FOREIGN,
+    NODE,
+    SLEEP,
+    UNPROVEN,
+    Site,
+    issued,
+    opened,
+    sleep,
+)
 from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.controlplane.traffic_reports import LOAD_SERVICE, LOG_SERVICE, MAX_STREAMS
@@ -55,15 +67,17 @@ def logs(pod: str = "sleep-1", *, peer: str = "10.0.0.9", entries: int = 1) -> b
 
 async def status(channel: grpc.aio.Channel, method: str, first: bytes) -> grpc.StatusCode:
     """Send a report, half-close, and return the status of the stream."""
-    call = channel.stream_stream(method)(timeout=WITHIN)
-    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await call.write(first)
-        await call.done_writing()
-        async for _ in call:  # The status comes after the response.
-            pass
-    code = await call.code()
-    assert isinstance(code, grpc.StatusCode)
-    return code
+    while True:
+        call = channel.stream_stream(method)(timeout=WITHIN)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(first)
+            await call.done_writing()
+            async for _ in call:  # The status comes after the response.
+                pass
+        code = await call.code()
+        assert isinstance(code, grpc.StatusCode)
+        if (code, await call.details()) != CLIENT_LOST_STATUS:
+            return code
 
 
 async def sent(channel: grpc.aio.Channel, method: str, *reports: bytes) -> grpc.aio.StreamStreamCall:
