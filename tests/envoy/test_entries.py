@@ -55,3 +55,6 @@ def test_service_wins_for_its_own_names():
     claim = entry("aaa", 2000, host="web.shop")
 
     assert cluster("aaa", web, claim, host="web.shop") == "outbound|80||web.shop.svc.cluster.local"
+
+    web["metadata"]["annotations"] = {"networking.istio.io/exportTo": "."}
+    assert cluster("aaa", web, claim, host="web.shop") == "outbound|80||web.shop@aaa"

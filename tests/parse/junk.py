@@ -37,6 +37,7 @@ MESH = {
     "trustDomain": "a",
     "trustDomainAliases": ["b"],
     "defaultDestinationRuleExportTo": ["."],
+    "defaultServiceExportTo": [".", "shop"],
     "protocolDetectionTimeout": "1s",
     "outboundTrafficPolicy": {"mode": "ALLOW_ANY"},
     "meshMTLS": {"minProtocolVersion": "TLSV1_2"},

@@ -180,9 +180,9 @@ class TestServiceEntry:
         read = entry(f"{STATIC}, addresses: [203.0.113.7/32, 'FD00::1/128']")
         assert read.services[0].addresses == ("203.0.113.7", "fd00::1")
 
-    def test_everywhere_is_the_default_of_export_to(self) -> None:
-        for exported in ("", ", exportTo: ['*']"):
-            assert entry(f"{STATIC}{exported}").services[0].is_exported_to("anywhere")
+    def test_export_to_can_be_left_to_the_default(self) -> None:
+        for exported, expected in (("", ()), (", exportTo: ['*']", ("*",))):
+            assert entry(f"{STATIC}{exported}").services[0].export_to == expected
 
     @pytest.mark.parametrize(
         ("host", "address"),

@@ -732,6 +732,34 @@ def test_text_flaws_belong_to_their_object() -> None:
     assert isinstance(good.fact, DestinationRule)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected", "problem"),
+    [
+        ("", (), ""),
+        (" ", (), ""),
+        ("*", ("*",), ""),
+        ("., *", ("*",), ""),
+        (".", ("shop",), ""),
+        ("., a ,b,", ("shop", "a", "b"), ""),
+        ("~", ("~",), ""),
+        ("., ~", ("~",), ""),
+        (
+            "., Team",
+            ("*",),
+            "metadata.annotations[\"networking.istio.io/exportTo\"] 'Team' is not a DNS label",
+        ),
+    ],
+)
+def test_annotation_says_which_namespaces_see_a_service(value, expected, problem) -> None:
+    text = SERVICE % "clusterIP: None"
+    document = yaml.safe_load(text)
+    document["metadata"]["annotations"] = {"networking.istio.io/exportTo": value}
+    [parsed] = parse(document, where)
+    assert isinstance(parsed.fact, Service)
+    assert parsed.fact.export_to == expected
+    assert [problem in str(found) for found in parsed.problems] == [True] * bool(problem)
+
+
 def test_ignored_parts_of_a_service_get_a_notice() -> None:
     assert "has no TCP port" in notices(SERVICE % "ports: [{port: 53, protocol: UDP}]")[0]
     annotated = (SERVICE % "clusterIP: None").replace(

@@ -61,6 +61,7 @@ def services(draw: st.DrawFn) -> Service:
     ports = draw(st.lists(st.sampled_from(PORTS), min_size=1, unique=True))
     age = draw(st.sampled_from([None, 1, 2]))
     drawn = service(draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES)), *ports, age=age)
+    drawn = replace(drawn, export_to=draw(st.sampled_from([(), (), ("a",), ("b",), ("*",)])))
     match draw(st.integers(0, 7)):
         case 0 | 1:
             return replace(drawn, addresses=(), headless=True)
@@ -180,5 +181,6 @@ def meshes(draw: st.DrawFn) -> Mesh:
         enable_auto_mtls=draw(st.booleans()),
         allow_any_outbound=draw(st.booleans()),
         default_destination_rule_export_to=draw(st.sampled_from([("*",), (".",), ("b",)])),
+        default_service_export_to=draw(st.sampled_from([("*",), ("*",), (".",)])),
     )
     return Mesh([*BASE, *draw(facts())], config)

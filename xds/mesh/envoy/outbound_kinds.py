@@ -23,6 +23,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Interception, Pod, Ref, Service
 from xds.mesh.policy.destination import ClientRule, served_client_rule, served_rule_key
 from xds.mesh.policy.listeners import sidecar_ports
+from xds.mesh.policy.visibility import is_visible
 from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, Resource, ResourceSet
 
 _MAX_LAYERS = 4096
@@ -174,7 +175,7 @@ class _KindBuilder:
     def _visible(self, name: ServiceKey) -> Service | None:
         """Return a service by name; None if clients of the kind cannot use it."""
         service = self.mesh.service(*name)
-        return service if service and service.is_exported_to(self.kind.namespace) else None
+        return service if service and is_visible(self.mesh, service, self.kind.namespace) else None
 
     def _rule(self, service: Service) -> ClientRule | None:
         memo = self.mesh.memory.settings.of(service.key)

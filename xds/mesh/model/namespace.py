@@ -81,7 +81,7 @@ class NamespaceFacts:
 
     @cached_property
     def export_scopes(self) -> frozenset[str]:
-        """Namespaces whose clients see other ServiceEntries of this namespace than the clients elsewhere."""
+        """Namespaces whose clients see other services of this namespace than the clients elsewhere."""
         return frozenset(name for service in self.services.values() for name in service.export_to)
 
     @cached_property

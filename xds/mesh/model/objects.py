@@ -239,7 +239,7 @@ class Service(Object):
     """Host of a ServiceEntry; empty for a v1 Service. It contains a dot, which the name of a v1 Service
     cannot."""
     export_to: tuple[str, ...] = ()
-    """Namespaces whose clients can use the host of a ServiceEntry; empty for all."""
+    """Namespaces whose clients see it; `*` for all, `~` for none, empty for the mesh's default."""
 
     @property
     def name(self) -> str:
@@ -260,10 +260,6 @@ class Service(Object):
     def cluster_host(self) -> str:
         """The host in names of clusters. Several namespaces can have ServiceEntries with the same host."""
         return f"{self.entry_host}@{self.namespace}" if self.entry_host else self.host
-
-    def is_exported_to(self, namespace: str) -> bool:
-        """Whether clients in a namespace can use it."""
-        return not self.export_to or namespace in self.export_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -680,6 +676,8 @@ class MeshConfig:
     """Namespace of mesh-wide policies."""
     default_destination_rule_export_to: tuple[str, ...] = ("*",)
     """Default `exportTo` of DestinationRules."""
+    default_service_export_to: tuple[str, ...] = ("*",)
+    """Default `exportTo` of Services and ServiceEntries: names of namespaces, `.`, `*` or `~` (none)."""
     protocol_detection_timeout: float = 1.0
     """Time that a listener waits for the client's first bytes to detect the protocol.
 

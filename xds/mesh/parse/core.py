@@ -34,6 +34,7 @@ from xds.mesh.parse.redirection import parse_redirection
 TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
 KUBERNETES_ACCOUNTS = "alpha.istio.io/kubernetes-serviceaccounts"
+EXPORT_TO = "networking.istio.io/exportTo"
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
@@ -166,7 +167,26 @@ def service(obj: Field, meta: Meta) -> Service | CallerFact | None:
         publish_not_ready=spec["publishNotReadyAddresses"].boolean() or False,
         published=spec["type"].value in _PUBLISHED or bool(spec["externalIPs"].value),
         service_accounts=tuple(account.strip() for account in accounts if account.strip()),
+        export_to=_export_to(obj["metadata"]["annotations"][EXPORT_TO], meta),
     )
+
+
+def _export_to(annotation: Field, meta: Meta) -> tuple[str, ...]:
+    """Parse the annotation that says which namespaces see a Service.
+
+    With a mistake, all of them do: other clients would pass connections through in plaintext.
+    """
+    parts = (part.strip() for part in meta.annotations.get(EXPORT_TO, "").split(","))
+    scopes = tuple(dict.fromkeys(filter(None, parts)))
+    for scope in scopes:
+        if scope not in ("*", ".", "~") and (error := names.label(scope)):
+            what = f"{shown(scope)} {error}, so the Service is visible to all namespaces"
+            annotation.warn(what, "write namespaces, '.' (its own), '*' (all) or '~' (none), with commas")
+            return ("*",)
+    for scope in ("*", "~"):
+        if scope in scopes:
+            return (scope,)
+    return tuple(meta.ref.namespace if scope == "." else scope for scope in scopes)
 
 
 def _service_selector(field: Field) -> dict[str, str]:

@@ -86,17 +86,19 @@ def _host(field: Field, namespace: str) -> str:
     return host
 
 
-def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
-    """Parse `exportTo`: names of namespaces, `.` (the rule's own) or `*` (all).
+def export_to(field: Field, *, private: bool = False, nowhere: bool = False) -> tuple[str, ...]:
+    """Parse `exportTo`: names of namespaces, `.` (the object's own) or `*` (all).
 
     Args:
         field: the list.
         private: whether the rule has a workloadSelector, and so cannot be exported.
+        nowhere: whether `~` (no namespace) is valid.
     """
     namespaces: dict[str, None] = {}
+    special = (".", "*", "~") if nowhere else (".", "*")
     for item in field.items():
         text = item.required().text()
-        if text not in (".", "*") and (error := names.label(text)):
+        if text not in special and (error := names.label(text)):
             item.refuse(f"{shown(text)} {error}", "write a namespace, '.' (the rule's own) or '*' (all)")
         if text in namespaces:
             item.refuse(f"{shown(text)} is listed twice")
@@ -107,6 +109,8 @@ def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
         namespaces[text] = None
     if "*" in namespaces and len(namespaces) > 1:
         field.refuse("'*' is every namespace and must be the only entry")
+    if "~" in namespaces and len(namespaces) > 1:
+        field.refuse("'~' is no namespace and must be the only entry")
     return tuple(namespaces)
 
 

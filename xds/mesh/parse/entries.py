@@ -173,7 +173,7 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
             ports=ports,
             selector=selector,
             service_accounts=tuple(accounts),
-            export_to=() if "*" in scopes else scopes,
+            export_to=scopes,
         )
         for host in hosts
     )

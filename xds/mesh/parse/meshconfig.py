@@ -29,11 +29,11 @@ _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
     "proxyInboundListenPort proxyHttpPort meshMTLS tlsDefaults sdsUdsPath "
-    "localityLbSetting pathNormalization"
+    "localityLbSetting pathNormalization defaultServiceExportTo"
 )
 _WITHOUT_EFFECT = (
     "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
-    "defaultConfig defaultHttpRetryPolicy defaultProviders defaultServiceExportTo "
+    "defaultConfig defaultHttpRetryPolicy defaultProviders "
     "defaultVirtualServiceExportTo disableEnvoyListenerLog discoverySelectors dnsRefreshRate "
     "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
     "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
@@ -155,6 +155,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
         or None,
         "root_namespace": root["rootNamespace"].name(names.label) or None,
         "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
+        "default_service_export_to": export_to(root["defaultServiceExportTo"], nowhere=True) or None,
         "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
         "connect_timeout": root["connectTimeout"].seconds(_MIN_TIMEOUT),
         "path_normalization": None if paths is Normalization.DEFAULT else paths and PathNormalization(paths),

@@ -19,6 +19,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import DestinationRule, Ref, Service
 from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy, reads_files
+from xds.mesh.policy.visibility import exported_to
 
 MAX_SUBSET_CLUSTERS = 1_024
 """Maximum number of clusters for subsets of a Service: its ports times the subsets of its rules."""
@@ -120,7 +121,7 @@ RuleKey: TypeAlias = tuple[str, tuple[bool, ...]]
 def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
     """Return a key for clients: those with equal keys have the same services and `client_rule` for each.
 
-    Namespaces without rules, which no rule or ServiceEntry names in `exportTo`, share one key.
+    Namespaces without rules, which no rule or service names in `exportTo`, share one key.
     """
     if namespace not in _distinct_namespaces(mesh):
         return "", ()
@@ -129,13 +130,15 @@ def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
 
 
 def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
-    """Return the namespaces whose clients may have other rules or ServiceEntries than clients elsewhere."""
+    """Return the namespaces whose clients may have other rules or services than clients elsewhere."""
     if "namespaces with rules" not in mesh.scratch:
         names = {*mesh.config.default_destination_rule_export_to}
         for rule in (*mesh.rules(), *filter(None, mesh.served.rules.values())):
             names.update((rule.namespace, *rule.export_to))
         for name in mesh.namespaces():
             names |= mesh.in_namespace(name).export_scopes
+        if "*" not in mesh.config.default_service_export_to:
+            names.update(mesh.config.default_service_export_to, mesh.namespaces())
         mesh.scratch["namespaces with rules"] = frozenset(names)
     namespaces: frozenset[str] = mesh.scratch["namespaces with rules"]
     return namespaces
@@ -146,7 +149,7 @@ def distinguished_namespaces(mesh: Mesh, service: Service) -> frozenset[str]:
 
     Clients in all other namespaces have the same `client_rule` for the service.
     """
-    names = {*service.export_to}
+    names = {*exported_to(mesh, service)}
     for rule in _rules_about(mesh, service.host):
         names.update((rule.namespace, *(rule.export_to or mesh.config.default_destination_rule_export_to)))
     return frozenset(names)

@@ -15,6 +15,7 @@ from xds.mesh.model.objects import (
     Pod,
     Ref,
     Service,
+    ServiceEntry,
     ServicePort,
     TrafficFact,
 )
@@ -53,7 +54,8 @@ _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAI
 _EXCLUDED = "annotations of the client's pod exclude the connection from its sidecar"
 _NOT_OWNED = "the Service does not own the address"
 _PASSES = f"{_NOT_OWNED}, so the client's sidecar passes the connection through"
-_NOT_EXPORTED = "the ServiceEntry is not exported to the client's namespace"
+_NOT_EXPORTED = "the service is not exported to the client's namespace (exportTo or defaultServiceExportTo)"
+_HIDDEN = f"{_NOT_EXPORTED}, so the client's sidecar passes the connection through"
 
 _FAILURES = {
     Failure.NO_ENDPOINT: "the service port has no ready endpoint",
@@ -66,6 +68,7 @@ _FAILURES = {
     Failure.PASSTHROUGH: f"{_PASSES}, but the server accepts mutual TLS only",
     Failure.OUTBOUND_BLOCKED: f"{_NOT_OWNED}, so the client's sidecar closes the connection",
     Failure.NOT_EXPORTED: f"{_NOT_EXPORTED}, so the client's sidecar closes the connection",
+    Failure.NOT_EXPORTED_PLAINTEXT: f"{_HIDDEN}, but the server accepts mutual TLS only",
     Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
@@ -82,7 +85,7 @@ _REASONS = {
     Reason.ENDPOINT_WITHOUT_SIDECAR: "{absence}",
     Reason.SERVER_PLAINTEXT: "the server's mode is DISABLE",
     Reason.EXTERNAL: "the ServiceEntry is MESH_EXTERNAL, and no DestinationRule sets TLS",
-    Reason.NOT_EXPORTED: f"{_NOT_EXPORTED}, so the client's sidecar passes the connection through",
+    Reason.NOT_EXPORTED: _HIDDEN,
     Reason.AUTO_MTLS: "auto mTLS is enabled, and the server's mode is {mode}",
 }
 
@@ -324,6 +327,8 @@ def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> 
 def decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
     """Return an object that applies to a connection, with its scope. `port` is the port of the server."""
     fact, root = mesh.get(ref), mesh.config.root_namespace
+    if isinstance(fact, Service | ServiceEntry):
+        return Decider(ref, "")
     return Decider(ref, _scope(fact, port, root) if isinstance(fact, TrafficFact) else "the mesh")
 
 

@@ -24,6 +24,7 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import ClientTls, TlsMode
 from xds.mesh.policy.destination import ClientRule, client_rule
+from xds.mesh.policy.visibility import is_visible
 
 
 class ModeDecision(NamedTuple):
@@ -208,7 +209,7 @@ class Reason(StrEnum):
     EXTERNAL = "external"
     """No DestinationRule has TLS settings for a MESH_EXTERNAL ServiceEntry, so the client sends plaintext."""
     NOT_EXPORTED = "not-exported"
-    """The ServiceEntry is not exported to the client's namespace, so the connection passes through."""
+    """The service is not exported to the client's namespace, so the connection passes through."""
     AUTO_MTLS = "auto-mtls"
     """Auto mTLS: the server's mode is PERMISSIVE or STRICT, so the client sends mutual TLS."""
 
@@ -224,8 +225,9 @@ class Decision:
     decided_by: Ref | None = None
     """Object that decided.
 
-    None if the connection bypasses the client's sidecar, or the client has none. Without a deciding
-    DestinationRule, also None if the endpoint has no sidecar or auto mTLS is disabled.
+    None if the connection bypasses the client's sidecar, the client has none, or the mesh's default hides the
+    service. Without a deciding DestinationRule, also None if the endpoint has no sidecar or auto mTLS is
+    disabled.
     """
     overridden: tuple[Ref, ...] = ()
     """Other objects for this client and endpoint, in order of precedence."""
@@ -261,9 +263,16 @@ def decide(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoin
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     if is_excluded(client.redirection, service, port, endpoint):
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
-    if not service.is_exported_to(client.namespace):
-        return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED)
+    if hidden := decide_if_hidden(mesh, client.namespace, service):
+        return hidden
     return decide_for(mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint)
+
+
+def decide_if_hidden(mesh: Mesh, namespace: str, service: Service) -> Decision | None:
+    """Decide what clients in a namespace send if they do not see a service; None if they see it."""
+    if is_visible(mesh, service, namespace):
+        return None
+    return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED, service.ref if service.export_to else None)
 
 
 def is_excluded(redirection: Redirection, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:

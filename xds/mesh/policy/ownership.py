@@ -54,7 +54,7 @@ def contest_of(
     listeners = _listeners(mesh, service, port, endpoint)
     at_address = _servers_of_owner(mesh, service, *dialled_by_clients(service, port, endpoint))
     at_endpoint = None if endpoint.pod else _servers_of_owner(mesh, service, endpoint.address, endpoint.port)
-    if at_address is at_endpoint is None and listeners[:1] == (None,):
+    if at_address is at_endpoint is None and listeners and not any(listeners):
         return None
     listed = (endpoint,) if at_endpoint is None else at_endpoint
     dialled = listed if at_address is None else at_address

@@ -25,6 +25,7 @@ from xds.mesh.policy.mtls import (
     Send,
     decide,
     decide_for_mode,
+    decide_if_hidden,
     endpoint_mode,
     enforced_mode,
     explicit_tls,
@@ -67,8 +68,11 @@ class Failure(StrEnum):
     OUTBOUND_BLOCKED = "outbound-blocked"
     """The Service does not own the address, and the client's sidecar closes such connections."""
     NOT_EXPORTED = "not-exported"
-    """The ServiceEntry is not exported to the client's namespace, and the client's sidecar closes connections
-    to unknown addresses."""
+    """The service is not exported to the client's namespace, and the client's sidecar closes connections to
+    unknown addresses."""
+    NOT_EXPORTED_PLAINTEXT = "not-exported-plaintext"
+    """The service is not exported to the client's namespace, so the client's sidecar passes the connection
+    through in plaintext, and the server is in mode STRICT."""
     INBOUND_EXCLUDED = "inbound-excluded"
     """The client sends mutual TLS to a port that annotations exclude from the server's sidecar."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
@@ -271,9 +275,9 @@ def answer_for(
         return Answer(Result.FAILS, failure, _unique(refs))
     if server.contest:
         return _contested(mesh, sender, service, port, server, server.contest).answer
-    decision = _bypass(sender, service, server)
-    if decision and decision.reason is Reason.NOT_EXPORTED and not mesh.config.allow_any_outbound:
-        return Answer(Result.FAILS, Failure.NOT_EXPORTED)
+    decision = _bypass(mesh, sender, service, server)
+    if decision and decision.reason is Reason.NOT_EXPORTED and not _passes_through(mesh, sender.pod):
+        return _closed(decision)
     decision = decision or decide_for_mode(mesh, sender.rule, port, server.mode)
     return _judge(mesh, sender, decision, sender.rule, port, server)
 
@@ -322,37 +326,50 @@ def answer_to_plaintext(mesh: Mesh, endpoint: Endpoint, request: Request | None 
     return _judge(mesh, Sender(OUTSIDE, None, request), decision, None, port, _server(mesh, endpoint))
 
 
-def _bypass(sender: Sender, service: Service, server: Server) -> Decision | None:
-    """Return the decision for a connection that bypasses the client's sidecar; None if it does not."""
+def _passes_through(mesh: Mesh, client: Pod) -> bool:
+    """Whether the sidecar of a client passes connections to unknown addresses through."""
+    return mesh.config.allow_any_outbound and client.interception is Interception.REDIRECT
+
+
+def _closed(hidden: Decision | None) -> Answer:
+    """Return the answer if a client's sidecar closes a connection. `hidden` is set if a service is hidden."""
+    if hidden is None:
+        return Answer(Result.FAILS, Failure.OUTBOUND_BLOCKED)
+    return Answer(Result.FAILS, Failure.NOT_EXPORTED, _unique((hidden.decided_by,)))
+
+
+def _bypass(mesh: Mesh, sender: Sender, service: Service, server: Server) -> Decision | None:
+    """Return the decision for a connection that uses no settings of the service; None if it uses them."""
     if not sender.pod.has_sidecar:
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     if sender.pod.redirection in server.excluded_by:
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
-    if not service.is_exported_to(sender.pod.namespace):
-        return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED)
-    return None
+    return decide_if_hidden(mesh, sender.pod.namespace, service)
 
 
 def _contested(  # noqa: PLR0917
     mesh: Mesh, sender: Sender, service: Service, port: ServicePort, server: Server, contest: Contest
 ) -> Connection:
     """Return the connection with the worst result to an endpoint whose address is contested."""
-    rule, servers, decision = sender.rule, contest.dialled, _bypass(sender, service, server)
+    rule, servers, decision = sender.rule, contest.dialled, _bypass(mesh, sender, service, server)
     absent, picked = Answer(Result.FAILS, Failure.NO_ENDPOINT), None
-    if decision is None:
+    hidden = decision if decision and decision.reason is Reason.NOT_EXPORTED else None
+    if decision is hidden:
         is_intercepted = sender.pod.interception is Interception.REDIRECT
         listeners = contest.listeners if is_intercepted else (None,)
-        used = [found for found in listeners if found is None or is_used(mesh, sender.pod, found)]
-        if not used and not mesh.config.allow_any_outbound:
-            blocked = Answer(Result.FAILS, Failure.OUTBOUND_BLOCKED)
-            return Connection(service, port, None, blocked)
+        used = [
+            found for found in listeners if (is_used(mesh, sender.pod, found) if found else hidden is None)
+        ]
+        if not used and not _passes_through(mesh, sender.pod):
+            return Connection(service, port, None, _closed(hidden))
         if not used:
-            decision = Decision(Send.PLAINTEXT, Reason.PASSTHROUGH)
+            decision = hidden or Decision(Send.PLAINTEXT, Reason.PASSTHROUGH)
         elif (listener := used[0]) is None:
             servers, picked = contest.listed, contest.endpoint
             decision = decide_for_mode(mesh, rule, port, server.mode)
         else:
             service, port, servers = listener.service, listener.port, servers_of(mesh, listener)
+            decision = None
             rule = client_rule(mesh, sender.pod.namespace, sender.pod.meta.labels, service)
             absent = answer_for(mesh, sender, service, port, None)
     connections = []
@@ -413,6 +430,8 @@ def _mismatch(decision: Decision, server: Server) -> Failure | None:
             return Failure.OUTBOUND_EXCLUDED
         case Send.PLAINTEXT, Mode.STRICT if decision.reason is Reason.PASSTHROUGH:
             return Failure.PASSTHROUGH
+        case Send.PLAINTEXT, Mode.STRICT if decision.reason is Reason.NOT_EXPORTED:
+            return Failure.NOT_EXPORTED_PLAINTEXT
         case Send.PLAINTEXT, Mode.STRICT:
             return Failure.SERVER_REQUIRES_MTLS
         case Send.TLS, (Mode.DISABLE | Mode.PERMISSIVE) if not server.http:

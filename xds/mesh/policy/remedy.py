@@ -11,6 +11,7 @@ from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"
 _OWNER = "let {clients} call a Service that owns the address"
+_EXPORT = "export the service to the namespace of {clients} (exportTo or defaultServiceExportTo)"
 _HOST_NETWORK = "take {clients} off the host network and add a sidecar"
 _REFUSED = {
     OutsideTraffic.KUBELET_PROBE: "inject the sidecar with rewritten probes",
@@ -30,7 +31,8 @@ _FAILS = {
     Failure.OUTBOUND_EXCLUDED: f"{_INCLUDE}, or use PERMISSIVE in {{server}}",
     Failure.PASSTHROUGH: f"{_OWNER}, or use PERMISSIVE in {{server}}",
     Failure.OUTBOUND_BLOCKED: _OWNER,
-    Failure.NOT_EXPORTED: "add the namespace of {clients} to exportTo of the ServiceEntry",
+    Failure.NOT_EXPORTED: _EXPORT,
+    Failure.NOT_EXPORTED_PLAINTEXT: f"{_EXPORT}, or use PERMISSIVE in {{server}}",
     Failure.INBOUND_EXCLUDED: (
         "set DISABLE for the port in a DestinationRule, or change the traffic annotations of the endpoints"
     ),
@@ -48,7 +50,7 @@ _PLAINTEXT = {
     Reason.AUTO_MTLS_OFF: "enable auto mTLS, or set ISTIO_MUTUAL in a DestinationRule",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints",
     Reason.EXTERNAL: "set tls in a DestinationRule, or MESH_INTERNAL if the servers belong to the mesh",
-    Reason.NOT_EXPORTED: "add the namespace of {clients} to exportTo of the ServiceEntry",
+    Reason.NOT_EXPORTED: _EXPORT,
     Reason.SERVER_PLAINTEXT: "set PERMISSIVE or STRICT in {server}",
 }
 

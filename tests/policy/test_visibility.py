@@ -1,0 +1,148 @@
+"""Services that only clients in some namespaces see: what the others send, and to whom a change matters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.policy.test_ownership import CLIENT, NAKED, PROXIED, headless
+from tests.policy.world import TCP, mesh, peer, pod, service
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Pod, Service
+from xds.mesh.policy.explain import explain
+from xds.mesh.policy.hops import hops
+from xds.mesh.policy.prediction import predict_change, scope_of
+from xds.mesh.policy.reach import Failure, outcome
+from xds.mesh.policy.remedy import remedy
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+
+WEB, OWN = pod("web", "shop"), pod("client", "shop")
+SHOP = service("web", "shop", TCP, age=5)
+STRICT = peer("shop", "STRICT")
+HIDDEN = "plaintext not-exported"
+
+
+def exported(to: str, found: Service = SHOP) -> Service:
+    return replace(found, export_to=tuple(to.split()))
+
+
+def result(world: Mesh, client: Pod, name: str = "web") -> str:
+    """Return the outcome for a client and the only endpoint of a service, as it is explained."""
+    called = world.service("shop", name)
+    (endpoint,) = world.endpoints(called, called.ports[0])
+    found = outcome(world, client, called, called.ports[0], endpoint)
+    ((explanation, _),) = explain(world, client, called, called.ports)
+    assert (explanation.result, explanation.reason) == (found.result, found.reason)
+    return f"{found.result} {found.reason}"
+
+
+@pytest.mark.parametrize(
+    ("own", "default", "expected"),
+    [
+        ("", "*", ("mtls auto-mtls", "mtls auto-mtls")),
+        ("", ".", ("mtls auto-mtls", HIDDEN)),
+        ("", "~", (HIDDEN, HIDDEN)),
+        ("", "third", (HIDDEN, "mtls auto-mtls")),
+        ("*", ".", ("mtls auto-mtls", "mtls auto-mtls")),
+        ("shop", "*", ("mtls auto-mtls", HIDDEN)),
+        ("shop third", ".", ("mtls auto-mtls", "mtls auto-mtls")),
+        ("third", "*", (HIDDEN, "mtls auto-mtls")),
+        ("~", "*", (HIDDEN, HIDDEN)),
+    ],
+)
+def test_service_is_visible_to_the_namespaces_that_it_is_exported_to(own, default, expected):
+    world = mesh(CLIENT, OWN, WEB, exported(own), default_service_export_to=(default,))
+
+    assert (result(world, OWN), result(world, CLIENT)) == expected
+    for client, how in zip((OWN, CLIENT), expected, strict=True):
+        snapshot = translate(world, client)
+        names = [name for kind in (CLUSTER, ENDPOINT, LISTENER) for name in snapshot.of(kind)]
+        is_sent = any(SHOP.host in name or SHOP.addresses[0] in name for name in names)
+        assert is_sent is (how != HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "expected"),
+    [
+        ((), {}, (HIDDEN, "fails not-exported", "plaintext client-without-sidecar")),
+        ((STRICT,), {}, ("fails not-exported-plaintext", "fails not-exported", "fails server-requires-mtls")),
+        (
+            (),
+            {"allow_any_outbound": False},
+            ("fails not-exported", "fails not-exported", "plaintext client-without-sidecar"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("of", [SHOP, headless("web", "shop", age=5)], ids=["clusterIP", "headless"])
+def test_hidden_service_is_an_unknown_address(of, facts, settings, expected):
+    world = mesh(CLIENT, PROXIED, NAKED, WEB, exported("shop", of), *facts, **settings)
+
+    assert tuple(result(world, client) for client in (CLIENT, PROXIED, NAKED)) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, (HIDDEN, "fails not-exported")), ({"allow_any_outbound": False}, ("fails not-exported",) * 2)],
+)
+def test_hidden_service_at_an_address_with_other_hidden_services(settings, expected):
+    older = exported("shop", headless("older", "shop", age=9, app="web"))
+    world = mesh(CLIENT, PROXIED, WEB, older, exported("shop", headless("web", "shop", age=5)), **settings)
+
+    assert tuple(result(world, client) for client in (CLIENT, PROXIED)) == expected
+
+
+def test_listener_of_a_visible_service_is_used_at_the_address_of_a_hidden_one():
+    hidden = exported("shop", headless("web", "shop", age=9))
+    world = mesh(CLIENT, OWN, PROXIED, WEB, STRICT, hidden, headless("other", "shop", age=5, app="web"))
+
+    assert result(world, OWN) == result(world, CLIENT) == "mtls auto-mtls"
+    assert result(world, PROXIED) == "fails not-exported"
+    assert f"outbound|90|{WEB.address}|other.shop.svc.cluster.local" in translate(world, CLIENT).of(CLUSTER)
+
+
+@pytest.mark.parametrize(("own", "by"), [("shop", "Service shop/web"), ("", None)])
+def test_explanation_names_the_object_that_hides_the_service(own, by):
+    world = mesh(CLIENT, WEB, STRICT, exported(own), default_service_export_to=(".",))
+    ((found, _),) = explain(world, CLIENT, world.service("shop", "web"), SHOP.ports)
+
+    assert found.why == (
+        "the service is not exported to the client's namespace (exportTo or defaultServiceExportTo), so the "
+        "client's sidecar passes the connection through, but the server accepts mutual TLS only"
+    )
+    assert (found.client.decided_by and str(found.client.decided_by)) == by
+    (hop,) = (hop for hop in hops(world) if hop.answer.reason is Failure.NOT_EXPORTED_PLAINTEXT)
+    assert remedy(hop.answer, "third/client", CLIENT) == (
+        "export the service to the namespace of third/client (exportTo or defaultServiceExportTo), "
+        "or use PERMISSIVE in PeerAuthentication shop/default"
+    )
+
+
+def test_plan_says_that_a_hidden_service_loses_mutual_tls():
+    world = mesh(CLIENT, OWN, WEB, SHOP)
+    change = Change(applied=(exported("shop"),))
+    after = world.apply(change)
+
+    (hop,) = predict_change(world, after, scope_of(change, world, after)).hops
+    assert [pod.ref for client in hop.clients for pod in client.pods] == [CLIENT.ref]
+    assert (str(hop.effect), f"{hop.after.result} {hop.after.reason}") == ("plaintext", HIDDEN)
+
+
+def test_change_reaches_the_sidecars_that_it_concerns():
+    def clusters(world: Mesh, client: Pod) -> Any:
+        return translate(world, client).types[CLUSTER]
+
+    third, fourth = CLIENT, pod("client", "fourth")
+    world = mesh(OWN, third, fourth, WEB, SHOP)
+    seen = {client.ref: clusters(world, client) for client in (OWN, third, fourth)}
+    world = world.apply(Change(applied=(exported("shop third"),)))
+    name = "outbound|90||web.shop.svc.cluster.local"
+
+    assert clusters(world, OWN).get(name) is seen[OWN.ref].get(name)
+    assert clusters(world, third).get(name) is seen[third.ref].get(name)
+    assert name not in clusters(world, fourth)
+
+    world = world.apply(Change(applied=(SHOP,)))
+    assert name in clusters(world, fourth)
