@@ -17,13 +17,13 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
-from tests.policy.world import HTTP, peer, pod, rule, service
+from tests.policy.world import HTTP, meta, peer, pod, rule, service
 from tests.sources.fake_apiserver import FakeApiServer
 from xds.cli import app
 from xds.mesh.controlplane import objects_service
 from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.problem_times import FoundProblem
-from xds.mesh.model.objects import Fact, Problem, Ref, Service
+from xds.mesh.model.objects import Fact, Problem, Ref, Service, Sidecar
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import objects_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
@@ -163,6 +163,20 @@ async def test_rule_that_is_held_back_is_not_acked(plane: Plane):
     for words in (("--for=acked",), ()):
         result = await xds(RULE, "--resource-version=1", *words, port=plane.server.port)
         assert (result.exit_code, result.stderr) == (0, "")
+
+
+async def test_sidecar_is_in_force_once_its_clients_have_acked(plane: Plane):
+    plane.one.hold(LISTENER)
+    isolated = {"hosts": (("~", "*"),), "selector": {"app": "one"}}
+    plane.apply(Sidecar(meta=meta("Sidecar", "shop", "default"), **isolated))
+    result = await told(plane, ("Sidecar/shop/default", "--timeout=1s"), "one.shop waiting for LDS")
+    assert result.exit_code == 1
+    await plane.one.answer(LISTENER)
+    result = await xds("Sidecar/shop/default", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "Sidecar shop/default: in force, acked by 1 of 1 sidecars\n",
+    )
 
 
 async def test_version_that_is_not_read_is_waited_for(plane: Plane):

@@ -31,6 +31,8 @@ def base(kind: str, path: str) -> dict[str, Any]:
     """Return the fields that the object needs besides the field, with other values than the example."""
     if kind == "PeerAuthentication":
         return {"selector": {"matchLabels": {"x": "y"}}}
+    if kind == "Sidecar":
+        return {"egress": [{"hosts": ["x/*"]}]} if "egress" in path else {}
     if kind == "AuthorizationPolicy":
         return {"rules": [{}]} if path == "action" else {}
     found: dict[str, Any] = {"host": "web", "trafficPolicy": {}} if kind == "DestinationRule" else {}
@@ -82,7 +84,7 @@ def read(kind: str, document: dict[str, Any]) -> tuple[Any, tuple[Problem, ...],
     if kind == "MeshConfig":
         config, problems = mesh_config(document, dotted)
         return config, tuple(problems), any(not problem.notice for problem in problems)
-    group = "networking" if kind == "DestinationRule" else "security"
+    group = "networking" if kind in {"DestinationRule", "Sidecar"} else "security"
     meta = {"name": "x", "namespace": "shop"}
     whole = {"apiVersion": f"{group}.istio.io/v1", "kind": kind, "metadata": meta, "spec": document}
     parsed: Parsed

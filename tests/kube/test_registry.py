@@ -75,10 +75,10 @@ def test_plurals_are_those_of_kubernetes() -> None:
 def test_policies_that_decide_no_modes_are_known() -> None:
     """`xds wait` and conditions know these policies: `object_progress.py` and `conflicts.py`.
 
-    For those that decide no modes, `xds wait` looks at the sources of resources. DestinationRules override
-    each other, and AuthorizationPolicies override nothing.
+    For those that decide no modes, `xds wait` looks at the sources of resources, and for a Sidecar at all
+    resources. DestinationRules and Sidecars override each other, and AuthorizationPolicies override nothing.
     """
-    assert {*TRAFFIC_KINDS} - {*POLICY_KINDS} == {"DestinationRule", "AuthorizationPolicy"}
+    assert {*TRAFFIC_KINDS} - {*POLICY_KINDS} == {"DestinationRule", "AuthorizationPolicy", "Sidecar"}
 
 
 @pytest.mark.parametrize("name", TRAFFIC_KINDS)

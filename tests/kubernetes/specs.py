@@ -7,7 +7,7 @@ PEER_HEAD = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadat
 AUTHORIZATION_HEAD = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: web}\n"
 RULE_HEAD = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\n"
 ENTRY = "apiVersion: networking.istio.io/v1\nkind: {}\nmetadata: {{name: web}}\n"
-MACHINE, OUTSIDE = ENTRY.format("WorkloadEntry"), ENTRY.format("ServiceEntry")
+MACHINE, OUTSIDE, SIDECAR = (ENTRY.format(kind) for kind in ("WorkloadEntry", "ServiceEntry", "Sidecar"))
 STATIC = "hosts: [a.com], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}]"
 DEFAULT, WEB, MESH = (
     ALPHA.format(*of) for of in (("Policy", "default"), ("Policy", "web"), ("MeshPolicy", "default"))
@@ -464,4 +464,27 @@ SPECS = [
     (OUTSIDE, "{hosts: [a.com], ports: [{name: http}], addresses: [10.0.0.1]}"),
     (OUTSIDE, "{hosts: [a.com], addresses: [10.0.0.1]}"),
     (OUTSIDE, "{ports: [{number: 80, name: http}]}"),
+    (SIDECAR, "{}"),
+    (SIDECAR, "{egress: []}"),
+    (SIDECAR, "{egress: [{hosts: ['./*', '~/*', '*/a.b', 'shop/*.svc.cluster.local']}]}"),
+    (SIDECAR, "{workloadSelector: {labels: {app: web}}, egress: [{hosts: [./*], port: {number: 80}}]}"),
+    (
+        SIDECAR,
+        "{egress: [{hosts: [./*], bind: 127.0.0.1, captureMode: NONE}], ingress: [{port: {number: 80}}]}",
+    ),
+    (SIDECAR, "{outboundTrafficPolicy: {mode: REGISTRY_ONLY}, inboundConnectionPool: {}}"),
+    (SIDECAR, "{egress: [{}]}"),
+    (SIDECAR, "{egress: [{hosts: []}]}"),
+    (SIDECAR, "{egress: [{hosts: [web]}]}"),
+    (SIDECAR, "{egress: [{hosts: [./web]}]}"),
+    (SIDECAR, "{egress: [{hosts: [/*]}]}"),
+    (SIDECAR, "{egress: [{hosts: [./]}]}"),
+    (SIDECAR, "{egress: [{hosts: [Shop/*]}]}"),
+    (SIDECAR, "{egress: [{hosts: ['./a*.com']}]}"),
+    (SIDECAR, "{egress: [{hosts: './*'}]}"),
+    (SIDECAR, "{egress: {hosts: ['./*']}}"),
+    (SIDECAR, "{workloadSelector: {}}"),
+    (SIDECAR, "{workloadSelector: {labels: {app: }}}"),
+    (SIDECAR, "{egress: [{hosts: [./*], host: web}]}"),
+    (SIDECAR, "{egres: [{hosts: [./*]}]}"),
 ]

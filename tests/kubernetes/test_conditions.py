@@ -28,7 +28,7 @@ PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"
 PLURALS = [
     *("policies", "meshpolicies", "peerauthentications", "authorizationpolicies", "destinationrules"),
-    *("serviceentries", "workloadentries"),
+    *("serviceentries", "workloadentries", "sidecars"),
 ]
 RULES = [
     {

@@ -56,6 +56,7 @@ def plural(document: dict) -> str:
         "AuthorizationPolicy": "authorizationpolicies",
         "ServiceEntry": "serviceentries",
         "WorkloadEntry": "workloadentries",
+        "Sidecar": "sidecars",
     }.get(document["kind"])
     return f"/apis/{group}/namespaces/default/{name or 'destinationrules'}"
 

@@ -18,7 +18,8 @@ OURS = (
     "policies.authentication.istio.io,meshpolicies.authentication.istio.io,"
     "peerauthentications.security.istio.io,authorizationpolicies.security.istio.io,"
     "destinationrules.networking.istio.io,"
-    "serviceentries.networking.istio.io,workloadentries.networking.istio.io"
+    "serviceentries.networking.istio.io,workloadentries.networking.istio.io,"
+    "sidecars.networking.istio.io"
 )
 PEERS = "peerauthentications.security.istio.io"
 STRICT = {

@@ -271,6 +271,7 @@ async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
             f"namespaces/{SYSTEM}/workloadentries",
             {"address": "10.0.0.1"},
         ),
+        "Sidecar": ("networking.istio.io/v1", f"namespaces/{SYSTEM}/sidecars", {}),
     }
     problems = [Problem(where=f"Namespace {SYSTEM}", what="is only said to be wrong")]
     for kind, (version, path, its_spec) in objects.items():

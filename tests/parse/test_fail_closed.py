@@ -214,6 +214,7 @@ def test_object_with_only_a_name_fails_closed() -> None:
         "DestinationRule",
         "Service",
         "Endpoints",
+        "Sidecar",
     }
     assert {fact.meta.created for name, fact in found.items() if "Service" not in name} >= {OLDEST}
 

@@ -24,6 +24,7 @@ from xds.mesh.model.objects import (
     Ref,
     Service,
     ServicePort,
+    Sidecar,
 )
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TrafficPolicy
@@ -88,7 +89,7 @@ def slices(draw: st.DrawFn) -> Endpoints:
 def policies(draw: st.DrawFn) -> Fact:
     namespace = draw(st.sampled_from([*NAMESPACES, ROOT]))
     name = f"p{draw(st.integers(0, 1))}"
-    match draw(st.sampled_from([0, 1, 2, 3, 3, 3, 4])):
+    match draw(st.sampled_from([0, 1, 2, 3, 3, 3, 4, 5])):
         case 0:
             mode = draw(st.none() | MODES)
             ports = draw(st.dictionaries(st.sampled_from([8080, 9090]), MODES, max_size=1))
@@ -101,6 +102,12 @@ def policies(draw: st.DrawFn) -> Fact:
             )
         case 4:
             return draw(authorization_policies(namespace, name))
+        case 5:
+            entries = st.tuples(
+                st.sampled_from([".", "*", *NAMESPACES]), st.sampled_from(["*", "x1.a.svc.cluster.local"])
+            )
+            hosts = tuple(draw(st.lists(entries, max_size=2)))
+            return Sidecar(meta=meta("Sidecar", namespace, name), hosts=hosts, selector=draw(SELECTORS))
     exports = st.lists(st.sampled_from([".", "*", *NAMESPACES]), max_size=2, unique=True)
     return rule(
         namespace,

@@ -1,4 +1,4 @@
-"""Services that only clients in some namespaces see: what the others send, and to whom a change matters."""
+"""Services that only some clients see: what the others send, and to whom a change matters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from tests.policy.test_ownership import CLIENT, NAKED, PROXIED, headless
-from tests.policy.world import TCP, mesh, peer, pod, service
+from tests.policy.world import ROOT, TCP, mesh, meta, peer, pod, service
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod, Service
+from xds.mesh.model.objects import Change, Pod, Ref, Service, Sidecar
+from xds.mesh.policy.conflicts import Overridden, overridden
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
+from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.policy.prediction import predict_change, scope_of
 from xds.mesh.policy.reach import Failure, outcome
 from xds.mesh.policy.remedy import remedy
@@ -109,13 +111,13 @@ def test_explanation_names_the_object_that_hides_the_service(own, by):
     ((found, _),) = explain(world, CLIENT, world.service("shop", "web"), SHOP.ports)
 
     assert found.why == (
-        "the service is not exported to the client's namespace (exportTo or defaultServiceExportTo), so the "
+        "the client does not see the service (exportTo, defaultServiceExportTo or a Sidecar), so the "
         "client's sidecar passes the connection through, but the server accepts mutual TLS only"
     )
     assert (found.client.decided_by and str(found.client.decided_by)) == by
     (hop,) = (hop for hop in hops(world) if hop.answer.reason is Failure.NOT_EXPORTED_PLAINTEXT)
     assert remedy(hop.answer, "third/client", CLIENT) == (
-        "export the service to the namespace of third/client (exportTo or defaultServiceExportTo), "
+        "let third/client see the service (exportTo, defaultServiceExportTo or egress of a Sidecar), "
         "or use PERMISSIVE in PeerAuthentication shop/default"
     )
 
@@ -146,3 +148,91 @@ def test_change_reaches_the_sidecars_that_it_concerns():
 
     world = world.apply(Change(applied=(SHOP,)))
     assert name in clusters(world, fourth)
+
+
+def sidecar(namespace: str, *hosts: str, name: str = "default", age: float | None = None, **selector: str):
+    pairs = tuple((host.partition("/")[0], host.partition("/")[2]) for host in hosts)
+    return Sidecar(meta=meta("Sidecar", namespace, name, age=age), hosts=pairs, selector=selector)
+
+
+SEEN = "mtls auto-mtls"
+NAMES = "shop/web.shop.svc.cluster.local"
+
+
+@pytest.mark.parametrize(
+    ("sidecars", "own", "third"),
+    [
+        ([sidecar(ROOT, "*/*")], SEEN, SEEN),
+        ([sidecar(ROOT, "./*")], SEEN, HIDDEN),
+        ([sidecar(ROOT, "~/*")], HIDDEN, HIDDEN),
+        ([sidecar(ROOT, NAMES)], SEEN, SEEN),
+        ([sidecar(ROOT, "*/*.shop.svc.cluster.local")], SEEN, SEEN),
+        (
+            [sidecar(ROOT, "third/web.shop.svc.cluster.local", "shop/other.shop.svc.cluster.local")],
+            HIDDEN,
+            HIDDEN,
+        ),
+        ([sidecar(ROOT, "~/*", app="client")], SEEN, SEEN),
+        ([sidecar("third", "~/*")], SEEN, HIDDEN),
+        ([sidecar("third", "~/*", app="other")], SEEN, SEEN),
+        ([sidecar("third", "~/*", app="other"), sidecar(ROOT, "./*")], SEEN, HIDDEN),
+        ([sidecar("third", "./*", "shop/*"), sidecar(ROOT, "./*")], SEEN, SEEN),
+        ([sidecar("third", "~/*"), sidecar("third", "*/*", name="a", app="client")], SEEN, SEEN),
+        ([sidecar("third", "~/*", age=1), sidecar("third", "*/*", name="old", age=9)], SEEN, SEEN),
+    ],
+)
+def test_sidecar_decides_which_services_its_clients_see(sidecars, own, third):
+    world = mesh(CLIENT, OWN, WEB, SHOP, *sidecars)
+
+    assert (result(world, OWN), result(world, CLIENT)) == (own, third)
+    for client, how in ((OWN, own), (CLIENT, third)):
+        name = "outbound|90||web.shop.svc.cluster.local"
+        assert (name in translate(world, client).of(CLUSTER)) is (how == SEEN)
+
+
+@pytest.mark.parametrize(
+    ("facts", "by"),
+    [
+        ((SHOP, sidecar("third", "~/*", app="client")), "Sidecar third/default for the workload"),
+        ((SHOP, sidecar("third", "~/*")), "Sidecar third/default for the namespace"),
+        ((SHOP, sidecar(ROOT, "~/*")), "Sidecar istio-system/default for the mesh"),
+        ((exported("shop"), sidecar(ROOT, "~/*")), "Service shop/web"),
+    ],
+)
+def test_explanation_names_the_sidecar_that_hides_the_service(facts, by):
+    world = mesh(CLIENT, WEB, *facts)
+    ((found, _),) = explain(world, CLIENT, world.service("shop", "web"), SHOP.ports)
+
+    assert str(found.client.decided_by) == by
+
+
+def test_change_of_a_sidecar_changes_its_clients_and_keeps_what_others_share():
+    other = pod("client", "fourth")
+    world = mesh(OWN, CLIENT, other, WEB, SHOP)
+    name = "outbound|90||web.shop.svc.cluster.local"
+    before = {client.ref: translate(world, client).of(CLUSTER) for client in (CLIENT, other)}
+    change = Change(applied=(sidecar("third", "~/*"),))
+    after = world.apply(change)
+
+    assert name not in translate(after, CLIENT).of(CLUSTER)
+    assert translate(after, other).of(CLUSTER)[name] is before[other.ref][name]
+    (hop,) = predict_change(world, after, scope_of(change, world, after)).hops
+    assert [found.ref for client in hop.clients for found in client.pods] == [CLIENT.ref]
+    assert (str(hop.effect), f"{hop.after.result} {hop.after.reason}") == ("plaintext", HIDDEN)
+
+    changed = after.apply(Change(applied=(sidecar("third", "shop/*"),)))
+    assert name in translate(changed, CLIENT).of(CLUSTER)
+    assert name in translate(changed.apply(Change(removed=(change.applied[0].ref,))), CLIENT).of(CLUSTER)
+
+
+def test_older_sidecar_overrides_another_with_the_same_clients():
+    old, new = sidecar("shop", "./*", name="old", age=9), sidecar("shop", "~/*", name="new", age=1)
+    others = sidecar("shop", "./*", name="a", app="web"), sidecar("third", "./*")
+
+    assert overridden(mesh(OWN, WEB, old, new, *others)) == {new.ref: Overridden((old.ref,), "")}
+
+
+def test_selector_of_a_sidecar_that_matches_no_pod_is_reported():
+    world = mesh(OWN, WEB, sidecar("shop", "./*", app="wbe"))
+
+    assert "matches no pod" in str(without_effect(world).problems[Ref("Sidecar", "shop", "default")][0])

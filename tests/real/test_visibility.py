@@ -9,6 +9,7 @@ import yaml
 
 from tests.support.cluster import Cluster
 from tests.support.exchange import FAILS, HTTP1, MTLS, PLAINTEXT, TCP
+from tests.support.manifests import Manifest
 from tests.support.mesh import Mesh
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy]
@@ -16,7 +17,16 @@ pytestmark = [pytest.mark.netns, pytest.mark.envoy]
 CALLS = ((HTTP1, 80), (TCP, 90))
 
 
-async def test_change_of_export_to_reaches_the_sidecars_that_it_concerns(tmp_path):
+def sidecar(namespace: str, *hosts: str) -> Manifest:
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "Sidecar",
+        "metadata": {"name": "default", "namespace": namespace},
+        "spec": {"egress": [{"hosts": list(hosts)}]},
+    }
+
+
+async def test_change_reaches_the_sidecars_that_it_concerns(tmp_path):
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path) as mesh:
             clients = [mesh.pod("client", namespace) for namespace in ("shop", "front", "back")]
@@ -32,11 +42,12 @@ async def test_change_of_export_to_reaches_the_sidecars_that_it_concerns(tmp_pat
                 if found["kind"] == "Service"
             )
 
-            async def hows(export_to: str = "", **settings: object) -> list[str]:
+            async def hows(export_to: str = "", *more: Manifest, **settings: object) -> list[str]:
                 exported = deepcopy(plain)
                 if export_to:
                     exported["metadata"]["annotations"] = {"networking.istio.io/exportTo": export_to}
                 mesh.apply(exported)
+                mesh.manifests.write("more", *more)
                 mesh.set(**settings)
                 await mesh.settled()
                 found = []
@@ -52,4 +63,13 @@ async def test_change_of_export_to_reaches_the_sidecars_that_it_concerns(tmp_pat
             assert await hows("., front") == [MTLS, MTLS, PLAINTEXT]
             assert await hows("back") == [PLAINTEXT, PLAINTEXT, MTLS]
             assert await hows(defaultServiceExportTo=["."]) == [MTLS, PLAINTEXT, PLAINTEXT]
+            limit, isolate = sidecar("istio-system", "./*"), sidecar("shop", "~/*")
+            assert await hows("", limit) == [MTLS, PLAINTEXT, PLAINTEXT]
+            assert await hows("", limit, sidecar("front", "*/web.shop.svc.cluster.local")) == [
+                MTLS,
+                MTLS,
+                PLAINTEXT,
+            ]
+            assert await hows("front, shop", isolate) == [PLAINTEXT, MTLS, PLAINTEXT]
+            assert await hows() == [MTLS, MTLS, MTLS]
             assert await hows("~", outboundTrafficPolicy={"mode": "REGISTRY_ONLY"}) == [FAILS, FAILS, FAILS]

@@ -125,6 +125,14 @@ def test_the_strictest_of_two_policies_with_a_name_is_used(tmp_path: Path, lenie
     assert "is also defined at" in problem.what
 
 
+def test_the_sidecar_that_hides_less_of_two_with_a_name_is_used(tmp_path: Path) -> None:
+    head = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x, namespace: shop}\n"
+    place(tmp_path / "a.yaml", f"{head}spec: {{egress: [{{hosts: [./*]}}]}}\n")
+    place(tmp_path / "b.yaml", f"{head}spec: {{}}\n")
+    [problem] = Folder(tmp_path).load().problems
+    assert problem.where == f"{tmp_path}/a.yaml:1"
+
+
 def test_duplicate_name_in_one_file_is_reported(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     folder = Folder(tmp_path)

@@ -38,6 +38,7 @@ PLURALS = {
     **{kind: (group, plural) for group, _, plural, kind in ISTIO},
     "ServiceEntry": ("networking.istio.io", "serviceentries"),
     "WorkloadEntry": ("networking.istio.io", "workloadentries"),
+    "Sidecar": ("networking.istio.io", "sidecars"),
     "AuthorizationPolicy": ("security.istio.io", "authorizationpolicies"),
 }
 
@@ -91,7 +92,7 @@ async def test_golden_meshes_are_equal_from_files_and_api_server(
     mesh, assignments = options(case)
     version = "v1beta1" if "v1beta1" in manifests(case) else "v1"
     server.serve_istio(version)
-    for kind in ("ServiceEntry", "WorkloadEntry", "AuthorizationPolicy"):
+    for kind in ("ServiceEntry", "WorkloadEntry", "AuthorizationPolicy", "Sidecar"):
         group, plural = PLURALS[kind]
         server.add(group, version, plural, kind)
     (tmp_path / "files").mkdir()

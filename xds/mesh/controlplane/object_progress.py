@@ -18,12 +18,13 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import POLICY_KINDS, PodKey, Ref
 from xds.mesh.policy.authorization import rules_of
 from xds.mesh.policy.mtls import effective_mode
+from xds.mesh.policy.visibility import sidecar_of
 from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
 from xds.protocol.session import Session
 from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import Subscriber
-from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource, ResourceSet, Snapshot
 
 MAX_TRANSITIONS = 10
 """Maximum number of ports in transition that are listed."""
@@ -111,6 +112,12 @@ class ProgressTracker:
         self._mesh, self._names, self._made = mesh, {}, {}
         hosts, servers = set[str](), set[PodKey]()
         is_authorization = self._ref.kind == "AuthorizationPolicy"
+        if self._ref.kind == "Sidecar":
+            for pod in tuple(mesh.pods()):
+                await checkpoint()
+                found = sidecar_of(mesh, pod.namespace, pod.meta.labels)
+                if pod.has_sidecar and found and found.ref == self._ref:
+                    servers.add(pod.key)
         if self._ref.kind in POLICY_KINDS or is_authorization:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
@@ -136,8 +143,11 @@ class ProgressTracker:
         """Return whether a policy of the object's namespace can apply to a pod."""
         return self._ref.namespace in {"", pod.namespace, mesh.config.root_namespace}
 
-    async def _resources(self, snapshot: Snapshot, checkpoint: Checkpoint) -> _Names:
+    async def _resources(self, key: PodKey, snapshot: Snapshot, checkpoint: Checkpoint) -> _Names:
         """Return the names of a snapshot's resources that were made from the object."""
+        if self._ref.kind == "Sidecar":  # It decides which resources there are.
+            types = snapshot.types.items() if key in self._servers else ()
+            return {kind: frozenset(resource.name for resource in each.values()) for kind, each in types}
         names = {kind: await self._in_set(kind, each, checkpoint) for kind, each in snapshot.types.items()}
         return {kind: kind_names for kind, kind_names in names.items() if kind_names}
 
@@ -168,7 +178,7 @@ class ProgressTracker:
     ) -> Lagging | bool:
         """Return whether the object affects a stream, or why the stream lags."""
         snapshot, node_id = subscriber.snapshot, subscriber.node.id
-        made = await self._resources(snapshot, checkpoint) if snapshot else {}
+        made = await self._resources(key, snapshot, checkpoint) if snapshot else {}
         session = subscriber.session
         if session is None or self._controller.mesh.pod(*key) is None:
             return False
@@ -187,7 +197,10 @@ class ProgressTracker:
             desired = snapshot.of(kind.type_url)
             names = [name for name in made.get(kind.type_url, ()) if kind.watch.covers(name)]
             is_affected |= bool(names)
-            if kind.type_url != CLUSTER and kind.synced and kind.watch.resources == desired:
+            is_current = kind.synced and kind.watch.resources == desired
+            if self._ref.kind == "Sidecar" and kind.type_url in {CLUSTER, LISTENER} and not is_current:
+                unacked.append(kind.type_url)  # It may have removed resources.
+            if kind.type_url != CLUSTER and is_current:
                 continue  # Clusters refer to assignments, which the proxy may not have subscribed to.
             for status in kind.resource_statuses(names):
                 is_latest = status.resource and status.resource.version == desired[status.name].version

@@ -23,7 +23,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Interception, Pod, Ref, Service
 from xds.mesh.policy.destination import ClientRule, served_client_rule, served_rule_key
 from xds.mesh.policy.listeners import sidecar_ports
-from xds.mesh.policy.visibility import is_visible
+from xds.mesh.policy.visibility import Imports, imports_of, is_exported, is_imported
 from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, Resource, ResourceSet
 
 _MAX_LAYERS = 4096
@@ -45,6 +45,8 @@ class ClientKind(NamedTuple):
     """Their locality, if settings depend on it."""
     families: tuple[Family, ...]
     """IP versions of their addresses."""
+    imports: Imports
+    """Services that their Sidecar lets them see."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +120,8 @@ def kind_of(mesh: Mesh, pod: Pod, features: Features) -> ClientKind:
     """Return the kind of a client."""
     rules = served_rule_key(mesh, pod.namespace, pod.meta.labels)
     client = locality.client_of(mesh, pod)
-    return ClientKind(pod.namespace, rules, pod.interception, features, client, pod.families)
+    imports = imports_of(mesh, pod.namespace, pod.meta.labels)
+    return ClientKind(pod.namespace, rules, pod.interception, features, client, pod.families, imports)
 
 
 def known_outbound(mesh: Mesh, kind: ClientKind) -> Outbound | None:
@@ -175,7 +178,9 @@ class _KindBuilder:
     def _visible(self, name: ServiceKey) -> Service | None:
         """Return a service by name; None if clients of the kind cannot use it."""
         service = self.mesh.service(*name)
-        return service if service and is_visible(self.mesh, service, self.kind.namespace) else None
+        if service and is_exported(self.mesh, service, self.kind.namespace):
+            return service if is_imported(self.kind.imports, service) else None
+        return None
 
     def _rule(self, service: Service) -> ClientRule | None:
         memo = self.mesh.memory.settings.of(service.key)
@@ -188,7 +193,7 @@ class _KindBuilder:
     def destinations(self) -> Generator[None, None, _Destinations]:
         mesh = self.mesh
         kind = self.kind
-        key = ("destinations", kind.rules, kind.interception, kind.features, kind.client)
+        key = ("destinations", kind.rules, kind.interception, kind.features, kind.client, kind.imports)
         carried = mesh.memory.carried(key)
         if carried is None:
             config = served_config(mesh.config, self.kind.features)

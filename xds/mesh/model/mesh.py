@@ -37,6 +37,7 @@ from xds.mesh.model.objects import (
     ServiceAccount,
     ServiceEntry,
     ServicePort,
+    Sidecar,
     UnknownService,
 )
 
@@ -170,7 +171,8 @@ class Mesh:
                 if fact is not None:
                     self._touch(touched, fact)
                     mesh._touch(touched, fact)
-        mesh.touched = frozenset(touched.services | touched.guarded)
+        if not any(ref.kind == "Sidecar" for ref in facts):
+            mesh.touched = frozenset(touched.services | touched.guarded)
         deleted = {key for key in touched.services if self.service(*key) and not mesh.service(*key)}
         mesh.memory = self.memory.without(touched, deleted)
         return mesh
@@ -224,6 +226,8 @@ class Mesh:
         match fact:
             case Namespace() | ServiceAccount() | CallerFact():
                 return  # They affect only predictions.
+            case Sidecar():
+                return  # Results about a service are the same for all clients that see it.
             case Pod():
                 pods += [fact, *self._pods_at(*addresses_of(fact))]
                 # An entry that names a pod may have the address of another one.

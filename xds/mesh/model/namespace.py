@@ -20,6 +20,7 @@ from xds.mesh.model.objects import (
     Service,
     ServiceAccount,
     ServiceEntry,
+    Sidecar,
     UnknownService,
 )
 
@@ -182,6 +183,11 @@ class NamespaceFacts:
     def rules(self) -> tuple[DestinationRule, ...]:
         """DestinationRules, oldest first; rules with a workloadSelector come before all others."""
         return tuple(sorted(self._of(DestinationRule), key=lambda rule: rule.selector is None))
+
+    @cached_property
+    def sidecars(self) -> tuple[Sidecar, ...]:
+        """Sidecars, oldest first; those with a workloadSelector come before all others."""
+        return tuple(sorted(self._of(Sidecar), key=lambda sidecar: not sidecar.selector))
 
     @cached_property
     def callers(self) -> tuple[CallerFact, ...]:

@@ -70,7 +70,7 @@ class Protocol(StrEnum):
 
 POLICY_KINDS = ("MeshPolicy", "PeerAuthentication", "Policy")
 """Kinds that decide the mode of ports."""
-TRAFFIC_KINDS = (*POLICY_KINDS, "DestinationRule", "AuthorizationPolicy")
+TRAFFIC_KINDS = (*POLICY_KINDS, "DestinationRule", "AuthorizationPolicy", "Sidecar")
 """Kinds that decide between plaintext and mutual TLS, or who may connect."""
 
 
@@ -510,6 +510,22 @@ class DestinationRule(Object):
         return matches_host(self.host, host)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar(Object):
+    """networking.istio.io Sidecar: which of the services that are exported to its clients they see."""
+
+    hosts: tuple[tuple[str, str], ...] = (("*", "*"),)
+    """spec.egress[].hosts: namespaces (`*` for all, `.` for the client's), each with a host of services."""
+    selector: Mapping[str, str] = field(default_factory=dict)
+    """spec.workloadSelector.labels of its clients; empty for the whole namespace or mesh."""
+    scope_unknown: bool = False
+    """Whether it replaces a rejected object whose selector is not known."""
+
+    def is_mesh_wide(self, root_namespace: str) -> bool:
+        """Whether it applies to namespaces without a Sidecar of their own."""
+        return self.namespace == root_namespace and not self.selector
+
+
 class OutsideTraffic(StrEnum):
     """Plaintext traffic, in the sense of the mesh, from clients that are not pods of the mesh."""
 
@@ -613,7 +629,7 @@ class CallerFact(Object):
         return self.traffic_of(call).is_certain and self.namespace in ("", namespace)
 
 
-TrafficFact: TypeAlias = ModePolicy | DestinationRule | AuthorizationPolicy
+TrafficFact: TypeAlias = ModePolicy | DestinationRule | AuthorizationPolicy | Sidecar
 """Facts of `TRAFFIC_KINDS`."""
 Fact: TypeAlias = (
     Namespace

@@ -137,7 +137,7 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
     external = spec["location"].choice(Location) is not Location.MESH_INTERNAL
     resolution = spec["resolution"].choice(Resolution) or Resolution.NONE
     ports = tuple(_ports(spec["ports"], external=external))
-    selector = _selector(spec["workloadSelector"])
+    selector = workload_selector(spec["workloadSelector"])
     scopes = tuple(meta.ref.namespace if name == "." else name for name in export_to(spec["exportTo"]))
     if {*scopes} != {meta.ref.namespace} and _warn_of_wide_claims(spec):
         scopes = (meta.ref.namespace,)
@@ -235,7 +235,7 @@ def _address(field: Field) -> str:
     return names.canonical(address)
 
 
-def _selector(field: Field) -> dict[str, str]:
+def workload_selector(field: Field) -> dict[str, str]:
     """Parse a workloadSelector, whose labels are in the field `labels`."""
     field.mapping("labels", strict=True)
     selector = names.labels(field["labels"], select=True)

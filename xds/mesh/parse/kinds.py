@@ -17,6 +17,7 @@ from xds.mesh.parse import (
     endpoints,
     entries,
     names,
+    sidecar,
 )
 from xds.mesh.parse.fail_closed import FailClosed
 from xds.mesh.parse.reading import Field, Log
@@ -212,6 +213,15 @@ KINDS = (
         watch=Watch.SERVED,
         has_status=True,
     ),
+    Kind(
+        "Sidecar",
+        "networking.istio.io",
+        _ISTIO,
+        sidecar.sidecar,
+        watch=Watch.SERVED,
+        has_status=True,
+        make_replacement=sidecar.sidecar_fail_closed,
+    ),
     _caller("Ingress", "networking.k8s.io", _OLD, callers.ingress),
     _caller("HTTPRoute", _GATEWAY_API, _OLD, callers.route),
     _caller("GRPCRoute", _GATEWAY_API, _ROUTES, callers.route),
@@ -250,7 +260,6 @@ KINDS = (
         used=callers.UsedDefinition,
     ),
     _unenforced("RequestAuthentication", "security.istio.io", _OLD, _DENIES),
-    _unenforced("Sidecar", "networking.istio.io", _ISTIO),
     _unenforced(
         "VirtualService",
         "networking.istio.io",

@@ -9,6 +9,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import POLICY_KINDS, DestinationRule, ModePolicy, Pod, Ref
 from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 from xds.mesh.policy.steps import Steps, finish
+from xds.mesh.policy.visibility import namespaces_with_sidecars
 
 
 class Overridden(NamedTuple):
@@ -21,7 +22,7 @@ class Overridden(NamedTuple):
 
 
 def overridden(mesh: Mesh) -> Mapping[Ref, Overridden]:
-    """Return overridden authentication policies and DestinationRules, without default objects.
+    """Return overridden authentication policies, DestinationRules and Sidecars, without default objects.
 
     An authentication policy is overridden if other policies decide the mode on every port that it applies to.
     """
@@ -36,7 +37,7 @@ def overridden_steps(mesh: Mesh, refs: Collection[Ref] | None = None) -> Steps[M
         refs: objects that matter; None for all. The result is incomplete for other objects.
     """
     authentication = yield from _authentication(mesh, refs)
-    return {**authentication, **dict(_rules(mesh))}
+    return {**authentication, **dict(_rules(mesh)), **dict(_sidecars(mesh))}
 
 
 def _authentication(mesh: Mesh, refs: Collection[Ref] | None) -> Steps[dict[Ref, Overridden]]:
@@ -71,6 +72,16 @@ def _ports(mesh: Mesh, pod: Pod) -> set[int]:
 def _only_inherits(mesh: Mesh, ref: Ref) -> bool:
     policy = mesh.get(ref)
     return isinstance(policy, ModePolicy) and policy.mode is None and not policy.ports
+
+
+def _sidecars(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:
+    """Yield Sidecars whose clients an older one applies to."""
+    for namespace in namespaces_with_sidecars(mesh):
+        first: dict[object, Ref] = {}
+        for sidecar in mesh.in_namespace(namespace).sidecars:
+            by = first.setdefault(tuple(sorted(sidecar.selector.items())), sidecar.ref)
+            if by != sidecar.ref:
+                yield sidecar.ref, Overridden((by,), "")
 
 
 def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:

@@ -19,7 +19,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import DestinationRule, Ref, Service
 from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy, reads_files
-from xds.mesh.policy.visibility import exported_to
+from xds.mesh.policy.visibility import default_sidecar, exported_to, namespaces_with_sidecars, sidecar_of
 
 MAX_SUBSET_CLUSTERS = 1_024
 """Maximum number of clusters for subsets of a Service: its ports times the subsets of its rules."""
@@ -114,8 +114,8 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
     return _client_rule(mesh, lambda name: mesh.in_namespace(name).rules, namespace, labels, service)
 
 
-RuleKey: TypeAlias = tuple[str, tuple[bool, ...]]
-"""Namespace of clients, and which `workloadSelector`s of its rules match them."""
+RuleKey: TypeAlias = tuple[str, tuple[bool, ...], Ref | None]
+"""Namespace of clients, which `workloadSelector`s of its rules match them, and their Sidecar."""
 
 
 def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
@@ -124,9 +124,11 @@ def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
     Namespaces without rules, which no rule or service names in `exportTo`, share one key.
     """
     if namespace not in _distinct_namespaces(mesh):
-        return "", ()
+        return "", (), None
     selectors = (rule.selector for rule in mesh.in_namespace(namespace).rules if rule.selector is not None)
-    return namespace, tuple(covers(selector, labels) for selector in selectors)
+    sidecar = sidecar_of(mesh, namespace, labels)
+    matched = tuple(covers(selector, labels) for selector in selectors)
+    return namespace, matched, sidecar.ref if sidecar else None
 
 
 def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
@@ -139,6 +141,10 @@ def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
             names |= mesh.in_namespace(name).export_scopes
         if "*" not in mesh.config.default_service_export_to:
             names.update(mesh.config.default_service_export_to, mesh.namespaces())
+        names |= namespaces_with_sidecars(mesh)
+        default = default_sidecar(mesh)
+        if default and any(name == "." for name, _ in default.hosts):
+            names.update(mesh.namespaces())
         mesh.scratch["namespaces with rules"] = frozenset(names)
     namespaces: frozenset[str] = mesh.scratch["namespaces with rules"]
     return namespaces
@@ -150,6 +156,9 @@ def distinguished_namespaces(mesh: Mesh, service: Service) -> frozenset[str]:
     Clients in all other namespaces have the same `client_rule` for the service.
     """
     names = {*exported_to(mesh, service)}
+    if sidecars := namespaces_with_sidecars(mesh):
+        # A Sidecar of the mesh may let only clients in the service's own namespace see it.
+        names.update(sidecars, (service.namespace,))
     for rule in _rules_about(mesh, service.host):
         names.update((rule.namespace, *(rule.export_to or mesh.config.default_destination_rule_export_to)))
     return frozenset(names)

@@ -17,6 +17,7 @@ from xds.mesh.model.objects import (
     Service,
     ServiceEntry,
     ServicePort,
+    Sidecar,
     TrafficFact,
 )
 from xds.mesh.model.traffic import ClientTls
@@ -54,8 +55,8 @@ _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAI
 _EXCLUDED = "annotations of the client's pod exclude the connection from its sidecar"
 _NOT_OWNED = "the Service does not own the address"
 _PASSES = f"{_NOT_OWNED}, so the client's sidecar passes the connection through"
-_NOT_EXPORTED = "the service is not exported to the client's namespace (exportTo or defaultServiceExportTo)"
-_HIDDEN = f"{_NOT_EXPORTED}, so the client's sidecar passes the connection through"
+_NOT_VISIBLE = "the client does not see the service (exportTo, defaultServiceExportTo or a Sidecar)"
+_HIDDEN = f"{_NOT_VISIBLE}, so the client's sidecar passes the connection through"
 
 _FAILURES = {
     Failure.NO_ENDPOINT: "the service port has no ready endpoint",
@@ -67,7 +68,7 @@ _FAILURES = {
     Failure.OUTBOUND_EXCLUDED: f"{_EXCLUDED}, but the server accepts mutual TLS only",
     Failure.PASSTHROUGH: f"{_PASSES}, but the server accepts mutual TLS only",
     Failure.OUTBOUND_BLOCKED: f"{_NOT_OWNED}, so the client's sidecar closes the connection",
-    Failure.NOT_EXPORTED: f"{_NOT_EXPORTED}, so the client's sidecar closes the connection",
+    Failure.NOT_EXPORTED: f"{_NOT_VISIBLE}, so the client's sidecar closes the connection",
     Failure.NOT_EXPORTED_PLAINTEXT: f"{_HIDDEN}, but the server accepts mutual TLS only",
     Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
@@ -342,9 +343,9 @@ def _scope(fact: TrafficFact, port: int, root_namespace: str) -> str:
             return f"port {port}" if fact.ports.get(port) else "the workload"
         case ModePolicy():
             return "the mesh" if fact.is_mesh_wide(root_namespace) else "the namespace"
-        case AuthorizationPolicy() if fact.selector:
+        case AuthorizationPolicy() | Sidecar() if fact.selector:
             return "the workload"
-        case AuthorizationPolicy():
+        case AuthorizationPolicy() | Sidecar():
             return "the mesh" if fact.is_mesh_wide(root_namespace) else "the namespace"
         case _:
             assert_never(fact)

@@ -229,7 +229,7 @@ def _path_for(path: _Path | None, namespaces: Collection[str]) -> _Path | None:
     """Return the same for the clients of a service in all but some namespaces."""
     if path is None or path[0][0] in namespaces:
         return path
-    return ("", ()), *path[1:]
+    return ("", (), None), *path[1:]
 
 
 class Grouping(Generic[K]):

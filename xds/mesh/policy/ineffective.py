@@ -33,6 +33,7 @@ from xds.mesh.model.objects import (
     Ref,
     Service,
     ServicePort,
+    Sidecar,
     TargetSelector,
     TrafficFact,
 )
@@ -266,7 +267,7 @@ def _policy(space: _Space, policy: TrafficFact) -> Iterator[_Finding]:
     match policy:
         case ModePolicy():
             yield from _capped(policy, _mode_policy(space, policy))
-        case DestinationRule(selector=selector):
+        case DestinationRule(selector=selector) | Sidecar(selector=selector):
             if selector and not any(facts.selected(selector)):
                 what = f"workloadSelector {_matches_no_pod(policy, selector)}"
                 yield _problem(policy, what, _similar_label(facts, selector))

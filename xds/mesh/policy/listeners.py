@@ -12,7 +12,7 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Interception, Pod, Service, ServicePort
 from xds.mesh.model.traffic import TrafficPolicy
 from xds.mesh.policy.destination import client_rule
-from xds.mesh.policy.visibility import exported_to, is_visible
+from xds.mesh.policy.visibility import hidden, is_visible_to_all
 
 
 class Listener(NamedTuple):
@@ -90,7 +90,7 @@ def listeners_at(mesh: Mesh, address: str, number: int) -> tuple[Listener, ...]:
     for service in mesh.services_at(address):
         for listener in _index(mesh, service).get((address, number), ()):
             found.append(listener)
-            if not listener.passes_through and "*" in exported_to(mesh, service):
+            if not listener.passes_through and is_visible_to_all(mesh, service):
                 return tuple(found)
     return tuple(found)
 
@@ -126,7 +126,7 @@ def _sets_passthrough(policy: TrafficPolicy | None) -> bool:
 
 def is_used(mesh: Mesh, client: Pod, listener: Listener) -> bool:
     """Whether the sidecar of a client has a listener."""
-    if not is_visible(mesh, listener.service, client.namespace):
+    if hidden(mesh, listener.service, client.namespace, client.meta.labels):
         return False
     if not listener.passes_through:
         return True

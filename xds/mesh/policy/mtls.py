@@ -24,7 +24,7 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import ClientTls, TlsMode
 from xds.mesh.policy.destination import ClientRule, client_rule
-from xds.mesh.policy.visibility import is_visible
+from xds.mesh.policy.visibility import hidden
 
 
 class ModeDecision(NamedTuple):
@@ -209,7 +209,7 @@ class Reason(StrEnum):
     EXTERNAL = "external"
     """No DestinationRule has TLS settings for a MESH_EXTERNAL ServiceEntry, so the client sends plaintext."""
     NOT_EXPORTED = "not-exported"
-    """The service is not exported to the client's namespace, so the connection passes through."""
+    """The client does not see the service, so the connection passes through."""
     AUTO_MTLS = "auto-mtls"
     """Auto mTLS: the server's mode is PERMISSIVE or STRICT, so the client sends mutual TLS."""
 
@@ -263,16 +263,15 @@ def decide(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoin
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     if is_excluded(client.redirection, service, port, endpoint):
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
-    if hidden := decide_if_hidden(mesh, client.namespace, service):
-        return hidden
+    if found := decide_if_hidden(mesh, client, service):
+        return found
     return decide_for(mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint)
 
 
-def decide_if_hidden(mesh: Mesh, namespace: str, service: Service) -> Decision | None:
-    """Decide what clients in a namespace send if they do not see a service; None if they see it."""
-    if is_visible(mesh, service, namespace):
-        return None
-    return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED, service.ref if service.export_to else None)
+def decide_if_hidden(mesh: Mesh, client: Pod, service: Service) -> Decision | None:
+    """Decide what a client sends if it does not see a service; None if it sees it."""
+    why = hidden(mesh, service, client.namespace, client.meta.labels)
+    return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED, why.by) if why else None
 
 
 def is_excluded(redirection: Redirection, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:

@@ -68,11 +68,10 @@ class Failure(StrEnum):
     OUTBOUND_BLOCKED = "outbound-blocked"
     """The Service does not own the address, and the client's sidecar closes such connections."""
     NOT_EXPORTED = "not-exported"
-    """The service is not exported to the client's namespace, and the client's sidecar closes connections to
-    unknown addresses."""
+    """The client does not see the service, and its sidecar closes connections to unknown addresses."""
     NOT_EXPORTED_PLAINTEXT = "not-exported-plaintext"
-    """The service is not exported to the client's namespace, so the client's sidecar passes the connection
-    through in plaintext, and the server is in mode STRICT."""
+    """The client does not see the service, so its sidecar passes the connection through in plaintext, and the
+    server is in mode STRICT."""
     INBOUND_EXCLUDED = "inbound-excluded"
     """The client sends mutual TLS to a port that annotations exclude from the server's sidecar."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
@@ -344,7 +343,7 @@ def _bypass(mesh: Mesh, sender: Sender, service: Service, server: Server) -> Dec
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     if sender.pod.redirection in server.excluded_by:
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
-    return decide_if_hidden(mesh, sender.pod.namespace, service)
+    return decide_if_hidden(mesh, sender.pod, service)
 
 
 def _contested(  # noqa: PLR0917

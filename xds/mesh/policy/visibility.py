@@ -1,21 +1,103 @@
 """Visibility: which clients can use a service by its name and addresses.
 
-For all other clients, the addresses of the service are unknown addresses.
+For all other clients, the addresses of the service are unknown addresses. `exportTo` of the service, or else
+the mesh's default, says in which namespaces clients may see it. A Sidecar says which of these services its
+clients see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Service
+from xds.mesh.model.namespace import covers
+from xds.mesh.model.objects import Ref, Service, Sidecar
+
+Imports: TypeAlias = frozenset[tuple[str, str]]
+"""Namespaces and hosts of the services that clients see. The namespace `*` stands for all."""
+_ALL: Imports = frozenset({("*", "*")})
+
+
+class Hidden(NamedTuple):
+    """Why clients do not see a service."""
+
+    by: Ref | None
+    """Object that hides it; None if the mesh's default does."""
 
 
 def exported_to(mesh: Mesh, service: Service) -> tuple[str, ...]:
-    """Return the namespaces whose clients see a service; `*` stands for all of them, `~` for none."""
+    """Return the namespaces in which clients may see a service; `*` stands for all of them, `~` for none."""
     default = mesh.config.default_service_export_to
     return service.export_to or tuple(service.namespace if name == "." else name for name in default)
 
 
-def is_visible(mesh: Mesh, service: Service, namespace: str) -> bool:
-    """Whether clients in a namespace see a service."""
+def sidecar_of(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> Sidecar | None:
+    """Return the Sidecar that applies to clients; None if there is none.
+
+    Those with a matching selector come first, then the namespace's, then the mesh's. The oldest one wins.
+    """
+    for sidecar in mesh.in_namespace(namespace).sidecars:
+        if covers(sidecar.selector, labels):
+            return sidecar
+    return default_sidecar(mesh)
+
+
+def default_sidecar(mesh: Mesh) -> Sidecar | None:
+    """Return the Sidecar of namespaces without one of their own."""
+    root = mesh.config.root_namespace
+    return next((found for found in mesh.in_namespace(root).sidecars if found.is_mesh_wide(root)), None)
+
+
+def imports_of(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> Imports:
+    """Return the services that the Sidecar of clients lets them see."""
+    sidecar = sidecar_of(mesh, namespace, labels)
+    if sidecar is None:
+        return _ALL
+    key = ("imports", sidecar.ref, namespace)
+    if key not in mesh.scratch:
+        mesh.scratch[key] = frozenset(
+            (namespace if name == "." else name, host) for name, host in sidecar.hosts
+        )
+    imports: Imports = mesh.scratch[key]
+    return imports
+
+
+def is_imported(imports: Imports, service: Service) -> bool:
+    """Whether a service is among those that a Sidecar lets clients see."""
+    host = service.host
+    # Look up each pattern that matches: a Sidecar can have thousands of them.
+    suffixes = (f"*{host[start:]}" for start, char in enumerate(host) if char == ".")
+    return any(
+        (name, pattern) in imports for pattern in ("*", host, *suffixes) for name in ("*", service.namespace)
+    )
+
+
+def is_exported(mesh: Mesh, service: Service, namespace: str) -> bool:
+    """Whether clients in a namespace may see a service."""
     namespaces = exported_to(mesh, service)
     return "*" in namespaces or namespace in namespaces
+
+
+def hidden(mesh: Mesh, service: Service, namespace: str, labels: Mapping[str, str]) -> Hidden | None:
+    """Return why clients do not see a service; None if they see it."""
+    if not is_exported(mesh, service, namespace):
+        return Hidden(service.ref if service.export_to else None)
+    sidecar = sidecar_of(mesh, namespace, labels)
+    if sidecar and not is_imported(imports_of(mesh, namespace, labels), service):
+        return Hidden(sidecar.ref)
+    return None
+
+
+def namespaces_with_sidecars(mesh: Mesh) -> frozenset[str]:
+    """Return the namespaces with a Sidecar."""
+    key = "namespaces with Sidecars"
+    if key not in mesh.scratch:
+        mesh.scratch[key] = frozenset(name for name in mesh.namespaces() if mesh.in_namespace(name).sidecars)
+    names: frozenset[str] = mesh.scratch[key]
+    return names
+
+
+def is_visible_to_all(mesh: Mesh, service: Service) -> bool:
+    """Whether all clients are sure to see a service."""
+    return "*" in exported_to(mesh, service) and not namespaces_with_sidecars(mesh)

@@ -30,6 +30,7 @@ from xds.mesh.model.objects import (
     Service,
     ServiceAccount,
     ServiceEntry,
+    Sidecar,
     UnknownService,
 )
 from xds.mesh.parse import CALLER_KINDS, Parsed
@@ -316,6 +317,9 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
             order = (Action.ALLOW, Action.DENY, Action.CUSTOM, Action.AUDIT)
             is_open = fact.dry_run or (fact.action is Action.ALLOW and Rule() in fact.rules)
             return len(order) * is_open + order.index(fact.action), bool(fact.selector)
+        case Sidecar():
+            # Clients send plaintext to services that they do not see.
+            return fact.hosts != Sidecar(meta=fact.meta).hosts, bool(fact.selector)
         case (
             None
             | Namespace()

@@ -25,8 +25,8 @@ _REASONS = {
     Reason.CLIENT_WITHOUT_SIDECAR: "client has no sidecar",
     Reason.DESTINATION_RULE: "a DestinationRule decides",
     Reason.EXTERNAL: "server is outside the mesh",
-    Failure.NOT_EXPORTED_PLAINTEXT: "service is not exported to the client",
-    Reason.NOT_EXPORTED: "service is not exported to the client",
+    Failure.NOT_EXPORTED_PLAINTEXT: "client does not see the service",
+    Reason.NOT_EXPORTED: "client does not see the service",
     Reason.AUTO_MTLS_OFF: "auto mTLS is off",
     Reason.AUTO_MTLS: "auto mTLS",
 }
