@@ -103,7 +103,7 @@ async def test_api_server_and_parser_refuse_the_same_objects(kinds: Cluster, tex
 
 def test_cases_have_both_verdicts_for_every_kind() -> None:
     seen = {(document["kind"], refused) for document, refused in map(the_object, CASES)}
-    assert len(seen) == 14, seen
+    assert len(seen) == 16, seen
 
 
 async def test_served_versions_have_the_same_schema(kinds: Cluster) -> None:
@@ -210,7 +210,7 @@ async def test_only_missing_kinds_are_created(own_cluster: Cluster) -> None:
     ]
 
     asked = await crds.install(own_cluster.api, dry_run=True)
-    assert [definition.created for definition in asked] == [True, True, False, True, False, True, True]
+    assert [definition.created for definition in asked] == [True, True, False, True, False, True, True, True]
     names = {definition["metadata"]["name"] for definition in (await own_cluster.api.get(crds.PATH))["items"]}
     assert "policies.authentication.istio.io" not in names, "it was only asked what would be done"
 
@@ -243,9 +243,9 @@ async def test_concurrent_installations_succeed(own_cluster: Cluster) -> None:
 async def test_install_crds_prints_its_changes(own_cluster: Cluster) -> None:
     config = str(await own_cluster.kubeconfig("admin", "nobody"))
     status, output, _ = await run("install-crds", "--dry-run", "--kubeconfig", config)
-    assert (status, output.count("would be created")) == (0, 7), output
+    assert (status, output.count("would be created")) == (0, 8), output
     status, output, _ = await run("install-crds", "--kubeconfig", config)
-    assert (status, output.count(" created")) == (0, 7), output
+    assert (status, output.count(" created")) == (0, 8), output
     status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "nobody")
     assert status == 1
     assert 'User "nobody" cannot get resource "customresourcedefinitions"' in error
