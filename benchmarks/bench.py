@@ -64,7 +64,7 @@ def _measure(options: argparse.Namespace) -> list[Run]:
 
 
 def _runs(options: argparse.Namespace, size: Size) -> list[Run]:
-    """Run the rounds of one size. With istiod or policies, the rounds of both alternate."""
+    """Run the rounds of one size. With istiod, policies or a Sidecar, the rounds of both alternate."""
     scenarios = [each for each in SCENARIOS if _is_chosen(each, options.scenario, size.source)]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -73,10 +73,10 @@ def _runs(options: argparse.Namespace, size: Size) -> list[Run]:
         _log(f"{size.services:,} services, {size.streams:,} streams: creating the objects")
         sources = [_source(size, folder, stack)]
         runs = [Run(size, {})]
-        if options.policies:
-            more = replace(size, policies=options.policies)
-            sources.append(_source(more, folder / "policies", stack))
-            runs.append(Run(more, {}))
+        if options.policies or options.visible:
+            other = replace(size, policies=options.policies, visible=options.visible)
+            sources.append(_source(other, folder / "other", stack))
+            runs.append(Run(other, {}))
         if options.istiod:
             assert isinstance(sources[0], Kubernetes)
             sources.append(sources[0].served_by_istiod(options.istiod))
@@ -86,8 +86,7 @@ def _runs(options: argparse.Namespace, size: Size) -> list[Run]:
                 with ExitStack() as running:
                     measured = Round(bench, source, running)
                     for scenario in scenarios:
-                        what = f"{run.size.policies:,} policies" if run.size.policies else run.size.source
-                        _log(f"round {number + 1} of {options.rounds}, {what}: {scenario.title}")
+                        _log(f"round {number + 1} of {options.rounds}, {run.title}: {scenario.title}")
                         run.results.setdefault(scenario.title, []).append(scenario.measure(measured))
     return runs
 
@@ -153,6 +152,13 @@ def _options() -> argparse.Namespace:
         metavar="COUNT",
         help="also measure with this number of AuthorizationPolicies, in alternating rounds",
     )
+    parser.add_argument(
+        "--visible",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="also measure with a Sidecar that shows COUNT services to clients, in alternating rounds",
+    )
     parser.add_argument("--tls", action="store_true", help="use TLS, and a token for each pod")
     parser.add_argument(
         "--growth", action="store_true", help="run with 0.1, 1 and 3 times the services and streams"
@@ -171,8 +177,9 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.replicas > 1 and options.source != "files":
         parser.error("--replicas requires --source files")
-    if options.policies and options.source != "files":
-        parser.error("--policies requires --source files")
+    for name in ("policies", "visible"):
+        if vars(options)[name] and options.source != "files":
+            parser.error(f"--{name} requires --source files")
     if options.tls and options.source == "library":
         parser.error("--tls cannot be combined with --source library")
     if options.istiod and (options.source != "kubernetes" or options.tls):

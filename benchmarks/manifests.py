@@ -24,6 +24,8 @@ class Mesh:
     endpoints: int
     """Number of endpoints of each service."""
     namespaces: int
+    visible: int = 0
+    """Number of services that clients see; 0 for all."""
     restarts: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How often each pod was replaced, by the number of its service and its own number."""
     moves: dict[int, int] = field(default_factory=dict)
@@ -32,7 +34,7 @@ class Mesh:
     @property
     def moving(self) -> range:
         """The services with a moving pod."""
-        return range(min(self.services, MOVING))
+        return range(min(self.services, MOVING, self.visible or MOVING))
 
     def pods(self, count: int) -> list[tuple[int, int]]:
         """Return the first `count` pods, all of a service before those of the next."""
@@ -134,6 +136,17 @@ class Mesh:
             },
         }
 
+    def sidecar(self) -> dict[str, Any]:
+        """Return a Sidecar for the whole mesh: clients see the first services."""
+        names = range(self.visible)
+        hosts = [f"*/{self.name(each)}.{self.namespace(each)}.svc.cluster.local" for each in names]
+        return {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "Sidecar",
+            "metadata": {"name": "default", "namespace": ROOT_NAMESPACE},
+            "spec": {"egress": [{"hosts": hosts}]},
+        }
+
 
 @dataclass(slots=True, kw_only=True)
 class Manifests(Mesh):
@@ -146,6 +159,8 @@ class Manifests(Mesh):
         self.root.mkdir(parents=True, exist_ok=True)
         for service in range(self.services):
             self.write_service(service)
+        if self.visible:
+            self._replace("sidecar.yaml", [self.sidecar()])
 
     def write_service(self, service: int) -> None:
         """Write the file of a service."""

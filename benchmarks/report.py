@@ -54,6 +54,7 @@ class Run:
             f"{size.streams:,} {'TLS' if size.tls else 'plaintext'} delta streams"
             + (f", {size.replicas} replicas" if size.replicas > 1 else "")
             + (f", {size.policies:,} AuthorizationPolicies" if size.policies else "")
+            + (f", {size.visible:,} services visible" if size.visible else "")
         )
 
 

@@ -35,6 +35,8 @@ class Size:
     """Number of servers that share the sidecars."""
     policies: int = 0
     """Number of AuthorizationPolicies."""
+    visible: int = 0
+    """Number of services that clients see; 0 for all."""
 
 
 class Source(Protocol):
@@ -85,7 +87,11 @@ class Files:
         self._size = size
         self._state = folder / "state"
         self.mesh = self._folder = Manifests(
-            root=folder / "mesh", services=size.services, endpoints=size.endpoints, namespaces=size.namespaces
+            root=folder / "mesh",
+            services=size.services,
+            endpoints=size.endpoints,
+            namespaces=size.namespaces,
+            visible=size.visible,
         )
         self._folder.write()
         self._folder.write_authorization(size.policies)

@@ -64,6 +64,17 @@ def test_policies_are_measured_in_alternating_rounds():
         assert flip["encoded"] == {"Listener": 1}
 
 
+def test_visible_services_are_measured_in_alternating_rounds():
+    done = bench("--quick", "-o", "json", "--visible", "5")
+    assert done.returncode == 0, done.stderr
+    everything, some = json.loads(done.stdout)["runs"]
+    assert (everything["size"]["visible"], some["size"]["visible"]) == (0, 5)
+    [flip] = everything["results"]["STRICT to DISABLE"]
+    [flip_of_some] = some["results"]["STRICT to DISABLE"]
+    assert flip["encoded"] == {"ClusterLoadAssignment": 20, "Listener": 1}
+    assert flip_of_some["encoded"] == {"ClusterLoadAssignment": 5, "Listener": 1}
+
+
 def larger(run: dict[str, Any], key: str) -> dict[str, Any]:
     return {**run, "size": {**run["size"], key: 10 * run["size"][key]}}
 
