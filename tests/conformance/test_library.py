@@ -217,7 +217,7 @@ async def test_check_ends_if_the_server_sends_without_end(monkeypatch):
 async def test_fault_breaks_no_other_rule(fault, variant, rule, monkeypatch):
     monkeypatch.setattr(server_module, "Session", fault)
     async with serving() as address:
-        report = await run(address, variants=[variant], response_timeout=10, concurrency=16)
+        report = await run(address, variants=[variant], response_timeout=10, concurrency=32)
     assert {name.split()[0] for name in failed(report)} == {rule}
 
 
