@@ -87,6 +87,7 @@ def test_clients_of_a_rejected_sidecar_see_all_services(spec, problem):
     fact = found.replacement.fact
     assert isinstance(fact, Sidecar)
     assert (fact.hosts, fact.selector) == ((("*", "*"),), {})
+    assert fact.scope_unknown is ("workloadSelector" in spec)
 
 
 def test_rejected_sidecar_keeps_a_selector_that_can_be_read():

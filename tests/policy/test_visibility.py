@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.policy.test_ownership import CLIENT, NAKED, PROXIED, headless
-from tests.policy.world import ROOT, TCP, mesh, meta, peer, pod, service
+from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, service
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod, Ref, Service, Sidecar
+from xds.mesh.model.objects import Change, Pod, Protocol, Ref, Service, Sidecar
 from xds.mesh.policy.conflicts import Overridden, overridden
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
@@ -223,6 +223,35 @@ def test_change_of_a_sidecar_changes_its_clients_and_keeps_what_others_share():
     changed = after.apply(Change(applied=(sidecar("third", "shop/*"),)))
     assert name in translate(changed, CLIENT).of(CLUSTER)
     assert name in translate(changed.apply(Change(removed=(change.applied[0].ref,))), CLIENT).of(CLUSTER)
+
+
+def test_rejected_sidecar_hides_nothing_although_another_has_a_selector():
+    unknown = replace(sidecar("third", "*/*", name="unknown", age=9), scope_unknown=True)
+    world = mesh(CLIENT, WEB, SHOP, sidecar("third", "~/*", app="client", age=20), unknown)
+    assert result(world, CLIENT) == HIDDEN, "the older one wins"
+
+    world = mesh(CLIENT, WEB, SHOP, sidecar("third", "~/*", app="client", age=5), unknown)
+    assert result(world, CLIENT) == SEEN
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        (Protocol.TCP, "fails not-exported"),
+        (Protocol.AUTO, "fails not-exported"),
+        (Protocol.HTTP, HIDDEN),
+    ],
+)
+@pytest.mark.parametrize("of", [SHOP, headless("web", "shop", age=5)], ids=["clusterIP", "headless"])
+def test_listener_for_http_refuses_other_connections_to_a_hidden_service(of, protocol, expected):
+    number = 9090 if of.headless else 90
+    hidden = exported("shop", replace(of, ports=(replace(TCP, protocol=protocol),)))
+    api = service("api", "third", replace(HTTP, port=number))
+    world = mesh(CLIENT, WEB, pod("api", "third"), hidden, api)
+
+    assert f"0.0.0.0_{number}" in translate(world, CLIENT).of(LISTENER)
+    assert result(world, CLIENT) == expected
+    assert result(world.apply(Change(removed=(api.ref,))), CLIENT) == HIDDEN
 
 
 def test_older_sidecar_overrides_another_with_the_same_clients():

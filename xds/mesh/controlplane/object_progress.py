@@ -182,6 +182,9 @@ class ProgressTracker:
         session = subscriber.session
         if session is None or self._controller.mesh.pod(*key) is None:
             return False
+        root = self._controller.mesh.config.root_namespace
+        if self._ref.kind == "Sidecar" and self._ref.namespace not in (key[0], root):
+            return False
         publisher = self._controller.publisher
         if error := publisher.error_of(key):
             return Lagging(node_id, error, rejected=False)

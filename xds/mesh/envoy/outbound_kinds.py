@@ -179,7 +179,7 @@ class _KindBuilder:
         """Return a service by name; None if clients of the kind cannot use it."""
         service = self.mesh.service(*name)
         if service and is_exported(self.mesh, service, self.kind.namespace):
-            return service if is_imported(self.kind.imports, service) else None
+            return service if is_imported(self.kind.imports, service, self.kind.namespace) else None
         return None
 
     def _rule(self, service: Service) -> ClientRule | None:

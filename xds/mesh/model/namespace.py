@@ -186,8 +186,8 @@ class NamespaceFacts:
 
     @cached_property
     def sidecars(self) -> tuple[Sidecar, ...]:
-        """Sidecars, oldest first; those with a workloadSelector come before all others."""
-        return tuple(sorted(self._of(Sidecar), key=lambda sidecar: not sidecar.selector))
+        """Sidecars, oldest first; those that have or may have a workloadSelector come before all others."""
+        return tuple(sorted(self._of(Sidecar), key=lambda each: not (each.selector or each.scope_unknown)))
 
     @cached_property
     def callers(self) -> tuple[CallerFact, ...]:

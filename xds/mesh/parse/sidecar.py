@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from xds.mesh.model.objects import Fact, Meta, Sidecar
@@ -64,10 +63,8 @@ def sidecar_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed
 
     Otherwise, they would pass connections to hidden services through in plaintext.
     """
-    selector: Mapping[str, str] = {}
     if isinstance(parsed, Sidecar) and log.is_readable("spec", "workloadSelector"):
-        meta, selector = oldest(meta, log), parsed.selector
+        fact = Sidecar(meta=oldest(meta, log), selector=parsed.selector)
     else:
-        meta = as_oldest(meta)
-    fact = Sidecar(meta=meta, selector=selector)
+        fact = Sidecar(meta=as_oldest(meta), scope_unknown=True)
     return FailClosed(fact, "clients that it applies to see all services that are exported to them")

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Interception, Pod, Service, ServicePort
 from xds.mesh.model.traffic import TrafficPolicy
-from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.destination import client_rule, rule_key
 from xds.mesh.policy.visibility import hidden, is_visible_to_all
 
 
@@ -122,6 +122,21 @@ def _can_pass_through(mesh: Mesh, service: Service) -> bool:
 def _sets_passthrough(policy: TrafficPolicy | None) -> bool:
     settings = (policy, *policy.ports.values()) if policy else ()
     return any(setting.is_passthrough for setting in settings)
+
+
+def http_ports(mesh: Mesh, client: Pod) -> frozenset[int]:
+    """Return the ports at which a client's sidecar takes connections to all addresses for HTTP."""
+    key = ("HTTP ports", rule_key(mesh, client.namespace, client.meta.labels))
+    if key not in mesh.scratch:
+        mesh.scratch[key] = frozenset(
+            port.port
+            for service in mesh.services()
+            for port in service.ports
+            if is_routed_by_host(mesh, port, port.port)
+            and not hidden(mesh, service, client.namespace, client.meta.labels)
+        )
+    ports: frozenset[int] = mesh.scratch[key]
+    return ports
 
 
 def is_used(mesh: Mesh, client: Pod, listener: Listener) -> bool:

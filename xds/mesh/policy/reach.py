@@ -17,7 +17,7 @@ from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.access import PortRules, permission, port_rules
 from xds.mesh.policy.authorization import Access, Request
 from xds.mesh.policy.destination import ClientRule, client_rule
-from xds.mesh.policy.listeners import is_used, servers_of
+from xds.mesh.policy.listeners import http_ports, is_used, servers_of
 from xds.mesh.policy.mtls import (
     Decision,
     ModeDecision,
@@ -275,8 +275,11 @@ def answer_for(
     if server.contest:
         return _contested(mesh, sender, service, port, server, server.contest).answer
     decision = _bypass(mesh, sender, service, server)
-    if decision and decision.reason is Reason.NOT_EXPORTED and not _passes_through(mesh, sender.pod):
-        return _closed(decision)
+    if decision and decision.reason is Reason.NOT_EXPORTED:
+        number = port.target if service.headless else port.port
+        is_refused = not port.protocol.is_http and number in http_ports(mesh, sender.pod)
+        if is_refused or not _passes_through(mesh, sender.pod):
+            return _closed(decision)
     decision = decision or decide_for_mode(mesh, sender.rule, port, server.mode)
     return _judge(mesh, sender, decision, sender.rule, port, server)
 

@@ -15,7 +15,7 @@ from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Ref, Service, Sidecar
 
 Imports: TypeAlias = frozenset[tuple[str, str]]
-"""Namespaces and hosts of the services that clients see. The namespace `*` stands for all."""
+"""Namespaces and hosts of services that clients see. `*` stands for all namespaces, `.` for the client's."""
 _ALL: Imports = frozenset({("*", "*")})
 
 
@@ -52,25 +52,24 @@ def default_sidecar(mesh: Mesh) -> Sidecar | None:
 def imports_of(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> Imports:
     """Return the services that the Sidecar of clients lets them see."""
     sidecar = sidecar_of(mesh, namespace, labels)
-    if sidecar is None:
-        return _ALL
-    key = ("imports", sidecar.ref, namespace)
+    return _ALL if sidecar is None else _imports(mesh, sidecar)
+
+
+def _imports(mesh: Mesh, sidecar: Sidecar) -> Imports:
+    key = ("imports", sidecar.ref)
     if key not in mesh.scratch:
-        mesh.scratch[key] = frozenset(
-            (namespace if name == "." else name, host) for name, host in sidecar.hosts
-        )
+        mesh.scratch[key] = frozenset(sidecar.hosts)
     imports: Imports = mesh.scratch[key]
     return imports
 
 
-def is_imported(imports: Imports, service: Service) -> bool:
-    """Whether a service is among those that a Sidecar lets clients see."""
+def is_imported(imports: Imports, service: Service, namespace: str) -> bool:
+    """Whether a service is among those that a Sidecar lets clients in a namespace see."""
     host = service.host
     # Look up each pattern that matches: a Sidecar can have thousands of them.
     suffixes = (f"*{host[start:]}" for start, char in enumerate(host) if char == ".")
-    return any(
-        (name, pattern) in imports for pattern in ("*", host, *suffixes) for name in ("*", service.namespace)
-    )
+    names = ("*", service.namespace, *["."] * (service.namespace == namespace))
+    return any((name, pattern) in imports for pattern in ("*", host, *suffixes) for name in names)
 
 
 def is_exported(mesh: Mesh, service: Service, namespace: str) -> bool:
@@ -84,7 +83,7 @@ def hidden(mesh: Mesh, service: Service, namespace: str, labels: Mapping[str, st
     if not is_exported(mesh, service, namespace):
         return Hidden(service.ref if service.export_to else None)
     sidecar = sidecar_of(mesh, namespace, labels)
-    if sidecar and not is_imported(imports_of(mesh, namespace, labels), service):
+    if sidecar and not is_imported(imports_of(mesh, namespace, labels), service, namespace):
         return Hidden(sidecar.ref)
     return None
 
@@ -100,4 +99,13 @@ def namespaces_with_sidecars(mesh: Mesh) -> frozenset[str]:
 
 def is_visible_to_all(mesh: Mesh, service: Service) -> bool:
     """Whether all clients are sure to see a service."""
-    return "*" in exported_to(mesh, service) and not namespaces_with_sidecars(mesh)
+    key = ("visible to all", service.key)
+    if key not in mesh.scratch:
+        limits = {
+            _imports(mesh, each)
+            for name in namespaces_with_sidecars(mesh)
+            for each in mesh.in_namespace(name).sidecars
+        }
+        is_hidden = any(not is_imported(imports, service, "") for imports in limits)
+        mesh.scratch[key] = "*" in exported_to(mesh, service) and not is_hidden
+    return bool(mesh.scratch[key])
