@@ -171,6 +171,9 @@ async def test_sidecar_is_in_force_once_its_clients_have_acked(plane: Plane):
     plane.apply(Sidecar(meta=meta("Sidecar", "shop", "default"), **isolated))
     result = await told(plane, ("Sidecar/shop/default", "--timeout=1s"), "one.shop waiting for LDS")
     assert result.exit_code == 1
+    plane.apply(Sidecar(meta=meta("Sidecar", "third", "default"), hosts=(("~", "*"),)))
+    result = await xds("Sidecar/third/default", port=plane.server.port)
+    assert result.exit_code == 0
     await plane.one.answer(LISTENER)
     result = await xds("Sidecar/shop/default", port=plane.server.port)
     assert (result.exit_code, result.stdout) == (
