@@ -187,7 +187,7 @@ def of(result: CheckResult, findings: dict[str, Finding]) -> set[str]:
 async def test_healthy_installation_passes_every_check(cluster: Cluster) -> None:
     findings = await check(cluster)
     assert of(CheckResult.PASS, findings) == set(findings), findings
-    assert len(findings) == 21
+    assert len(findings) == 22
     assert findings["replicas agree"].detail == "2 serve generation 0; xds-1 leads"
 
 
@@ -493,7 +493,7 @@ async def test_empty_cluster_is_ready_for_installation(own_cluster: Cluster) -> 
     config = await own_cluster.kubeconfig()
     status, output, error = await run("check", "--pre", f"--kubeconfig={config}")
     assert (status, error) == (0, ""), output
-    assert output.endswith("\n11 passed, 0 failed, 0 skipped\n")
+    assert output.endswith("\n12 passed, 0 failed, 0 skipped\n")
     findings = await check(own_cluster, pre=True)
     assert findings[PEER_KIND].detail == "does not exist; xds install creates it"
     # The same cluster has no control plane.
@@ -523,7 +523,7 @@ async def test_exit_status_and_output_of_the_command(cluster: Cluster) -> None:
     assert re.search(
         r"^- skip  sidecars in sync +no control plane found: the API server refused", output, re.MULTILINE
     )
-    assert output.endswith("\n21 passed, 0 failed, 1 skipped\n")
+    assert output.endswith("\n22 passed, 0 failed, 1 skipped\n")
     await without_a_role_binding(cluster)
     status, output, error = await run("check", f"--kubeconfig={config}", "-o", "json")
     assert (status, error) == (1, ""), output
