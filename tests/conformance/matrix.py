@@ -135,7 +135,7 @@ def _word(report: Report, rule: str, variant: Variant) -> str:
         case Outcome.FAIL:
             level = report.failed_level(rule, variant)
             return "**fail**" if level and report.counts(level) else "differs"
-    return ""
+    return "-" if report.of(rule, variant) else ""
 
 
 async def main() -> None:

@@ -306,12 +306,12 @@ async def test_command_prints_rules_and_conversations(monkeypatch):
         result = await command(address, *narrow(("r12", "R9")), *SLOW, "-o", "wide")
         assert (result.exit_code, result.stderr) == (0, "")
         assert "R12   spec-must  pass  pass      pass   pass       a rejected resource" in result.stdout
-        assert "R9    a permission, not a requirement" in result.stdout
+        assert "R9    sotw, sotw-ads, delta, delta-ads  a permission, not a requirement" in result.stdout
         monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
         result = await command(address, "--rule", "R12", "--variant", "sotw", "--quiet", "30s")
     assert result.exit_code == 1
     assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (client-dependent)" in result.stdout
-    assert 'source: xDS protocol (ee2107ff308b), When to send an update: "Envoy replies' in result.stdout
+    assert 'source: xDS protocol (ee2107ff308b), When to send an update: "If the management' in result.stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     nack = next(index for index, line in enumerate(lines) if line.endswith("NACK"))
     assert lines[nack + 1].startswith("<-   CDS nonce=")
@@ -350,7 +350,8 @@ async def test_command_prints_each_format(monkeypatch):
     assert table.stdout.splitlines()[0].endswith("timeout=30 quiet=0.2 concurrency=16 repeat_node=False")
     assert document["rules"][0]["source"]["sentence"].startswith("The nonce provides a way")
     (check,) = document["rules"][1]["checks"]
-    assert check["source"]["commit"] == DISCOVERY.commit
+    assert document["rules"][0]["source"]["commit"] == DISCOVERY.commit
+    assert check["source"] == {"reason": SOURCES["R46"]}
     assert check["reason"] == "control_plane.identifier is empty"
     assert any(line.startswith("<-   CDS") for line in check["conversation"])
     (suite,) = suites
@@ -597,7 +598,7 @@ async def test_what_the_adapter_does_not_support_is_not_judged():
     assert {result.outcome for result in report.results} == {Outcome.NOT_APPLICABLE}
     assert report.reason("R44") == "not supported by the server: TTLs"
     assert table.exit_code == 0
-    assert "R44   not supported by the server: TTLs" in table.stdout
+    assert "R44   delta     not supported by the server: TTLs" in table.stdout
     assert "1 pass, 0 fail, 0 differ, 2 not applicable" in table.stdout
     assert suite.find("testcase/skipped").get("message") == "not supported by the server: TTLs"
 

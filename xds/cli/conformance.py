@@ -265,13 +265,8 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
         )
     if judged:
         table.show()
-    if is_wide and len(judged) < len(report.rules):
-        typer.echo()
-        table = Table("RULE", "NOT APPLICABLE", "TITLE")
-        for rule in report.rules:
-            if reason := report.reason(rule):
-                table.add_row(rule, reason, TITLES[rule])
-        table.show()
+    if is_wide:
+        _print_not_applicable(report)
     failures = report.new_failures
     for rule in report.rules:
         of_rule = [result for result in failures if result.rule == rule]
@@ -289,6 +284,26 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     words += [f"{len(report.errors)} error{'s' * (len(report.errors) > 1)}"] * bool(report.errors)
     words += [f"{counts[Outcome.FAIL] - len(failed)} expected to fail"] * bool(report.expected)
     typer.echo(f"\n{', '.join(words)}")
+
+
+def _print_not_applicable(report: Report) -> None:
+    """Print why rules or some of their checks do not apply, and in which variants."""
+    rows = []
+    for rule in report.rules:
+        reasons: dict[str, list[Variant]] = {}
+        for result in report.results:
+            if result.rule == rule and result.outcome is Outcome.NOT_APPLICABLE:
+                reasons.setdefault(result.reason, []).append(result.variant)
+        if not reasons and (reason := report.reason(rule)):
+            reasons[reason] = [*report.variants]
+        for reason, variants in reasons.items():
+            rows.append((rule, ", ".join(each for each in report.variants if each in variants), reason))
+    if rows:
+        typer.echo()
+        table = Table("RULE", "VARIANTS", "NOT APPLICABLE")
+        for row in rows:
+            table.add_row(*row)
+        table.show()
 
 
 def _mark(report: Report, rule: str, variant: Variant) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xds.conformance import sources
 from xds.conformance.rules import ADS, DELTA, PER_TYPE, SOTW, Level, Run, check
 from xds.conformance.wire import NotApplicableError, Variant
-from xds.conformance.world import TYPES, CheckError
+from xds.conformance.world import FULL, TYPES, CheckError
 
 LOOP = "Envoy and gRPC answer each response at once, so the two exchange messages in a loop without a pause"
 UNKNOWN = "type.googleapis.com/xds.conformance.v1.Unknown"
@@ -63,7 +63,8 @@ async def unsupported_type_is_ignored(run: Run) -> None:
     await stream.nothing(UNKNOWN, probe=False)
 
 
-@check("R4")
+@check("R4", on=SOTW, source=sources.SOTW_NONCE)
+@check("R4", on=DELTA)
 async def nonces_are_unique(run: Run) -> None:
     """No two responses of a type have the same nonce, and no nonce is empty."""
     world, stream = await run.start(CDS="alpha=1")
@@ -237,4 +238,16 @@ async def equal_state_is_not_sent(run: Run) -> None:
 async def ack_gets_no_response(run: Run) -> None:
     """An ACK gets no response."""
     _, stream = await run.subscribed()
+    await stream.nothing(run.type)
+
+
+@check("R15", types=FULL, level=Level.CLIENT_DEPENDENT, breaks=LOOP)
+async def ack_of_an_explicit_wildcard_gets_no_response(run: Run) -> None:
+    """An ACK gets no response, if the client subscribes to `*`."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "*")
+    try:
+        await stream.gets(run.type, "no response", lambda _: True)
+    except CheckError:
+        raise NotApplicableError("the server does not answer a request for *: see R22") from None
     await stream.nothing(run.type)

@@ -28,7 +28,7 @@ UNKNOWN_FIELD = b"\xca\x3e\x01x"
 """Field 1001 with the text "x"."""
 
 
-@check("R44", on=DELTA, level=Level.SPEC_SHOULD)
+@check("R44", on=DELTA, level=Level.ROBUSTNESS)
 async def ttl_is_sent_and_renewed(run: Run) -> None:
     """A client that supports TTLs gets the TTL of a resource, and it is renewed before it ends."""
     world = await run.world()

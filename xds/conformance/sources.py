@@ -93,12 +93,16 @@ ONLY_CHANGES = _protocol(
     "The management server should only send updates to the Envoy client when the resources in the "
     "DiscoveryResponse have changed.",
 )
-ANSWERS_AT_ONCE = _protocol(
+NEEDLESS_WORK = _protocol(
     "When to send an update",
-    "Envoy replies to any DiscoveryResponse with a DiscoveryRequest containing the ACK/NACK immediately "
-    "after it has been either accepted or rejected.",
+    "If the management server provides the same set of resources rather than waiting for a change to occur, "
+    "it will cause needless work",
 )
-"""A server that sends a response again for each answer therefore sends it in a loop."""
+SUPPLIED = _protocol(
+    "How the client specifies what resources to return",
+    "The management server must supply the requested resources if they exist.",
+)
+SOTW_NONCE = _protocol("Basic Protocol Overview", "All server responses will contain a nonce")
 ALL_UPDATES = _discovery(
     "DeltaDiscoveryRequest.resource_names_subscribe",
     "Like state-of-the-world xDS, the server must send updates for all tracked resources",
@@ -241,14 +245,14 @@ SOURCES: dict[str, Source] = {
         "Envoy may update the list of resource_names ... in each DiscoveryRequest that ACK/NACKs a specific "
         "DiscoveryResponse.",
     ),
-    "R12": ANSWERS_AT_ONCE,
+    "R12": NEEDLESS_WORK,
     "R13": _discovery(
         "DeltaDiscoveryRequest",
         "In Delta xDS the nonce field is required and used to pair DeltaDiscoveryResponse to a "
         "DeltaDiscoveryRequest ACK or NACK.",
     ),
     "R14": ONLY_CHANGES,
-    "R15": ANSWERS_AT_ONCE,
+    "R15": NEEDLESS_WORK,
     "R16": NEWLY_REQUESTED,
     "R17": ONLY_CHANGES,
     "R18": NEWLY_REQUESTED,
@@ -342,10 +346,7 @@ SOURCES: dict[str, Source] = {
         "specified on each Resource.",
     ),
     "R45": WRAPPER,
-    "R46": _discovery(
-        "DeltaDiscoveryRequest",
-        "Optionally, a response message level system_version_info is present for debugging purposes only.",
-    ),
+    "R46": "They help people who debug: which version a client has, and from which server.",
     "R47": "A client of a newer version of the protocol sends fields that an older server does not know.",
     "R48": "Withdrawn: no document forbids the field, and no client reads it.",
     "R49": "Envoy's gRPC clients use streams, and no document requires the unary methods.",

@@ -20,6 +20,8 @@ from xds.conformance.world import FULL, TYPES, CheckError, World, parse
 from xds.testing import Request
 from xds.testing.streams import SocketStream
 
+_MAX_REPEATS = 20
+"""Number of equal responses in a row after which a client stops waiting for another one."""
 _MAX_LINE = 400
 """Longest line of a conversation, in characters."""
 
@@ -83,6 +85,7 @@ class Stream:
         self._accepted: dict[str, str] = {}
         self._unseen: Counter[str] = Counter()
         self._probes: set[str] = set()
+        self._repeats: Counter[str] = Counter()
 
     # --- requests ---
 
@@ -398,9 +401,14 @@ class Stream:
             if isinstance(item, EndedError) and item.code is grpc.StatusCode.UNIMPLEMENTED:
                 raise NotApplicableError("the server does not implement this service")
             raise item
-        short = item.type
+        short, last = item.type, self._last.get(item.type)
         self.responses.append(item)
+        self._repeats[short] += 1
+        if last is None or (item.version, item.resources) != (last.version, last.resources) or item.ttls:
+            self._repeats[short] = 0
         self._last[short] = item
+        if self._repeats[short] == _MAX_REPEATS:
+            raise CheckError(f"{short}: the server has sent the same response {_MAX_REPEATS} times")
         self._unseen[short] += 1
         view = self.view[short]
         if not self.variant.is_delta and short in FULL:
