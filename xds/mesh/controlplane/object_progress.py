@@ -180,10 +180,10 @@ class ProgressTracker:
         snapshot, node_id = subscriber.snapshot, subscriber.node.id
         made = await self._resources(key, snapshot, checkpoint) if snapshot else {}
         session = subscriber.session
-        if session is None or self._controller.mesh.pod(*key) is None:
+        pod = self._controller.mesh.pod(*key)
+        if session is None or pod is None:
             return False
-        root = self._controller.mesh.config.root_namespace
-        if self._ref.kind == "Sidecar" and self._ref.namespace not in (key[0], root):
+        if self._ref.kind == "Sidecar" and not self._is_in_scope(pod.ref, self._controller.mesh):
             return False
         publisher = self._controller.publisher
         if error := publisher.error_of(key):

@@ -83,7 +83,7 @@ def hidden(mesh: Mesh, service: Service, namespace: str, labels: Mapping[str, st
     if not is_exported(mesh, service, namespace):
         return Hidden(service.ref if service.export_to else None)
     sidecar = sidecar_of(mesh, namespace, labels)
-    if sidecar and not is_imported(imports_of(mesh, namespace, labels), service, namespace):
+    if sidecar and not is_imported(_imports(mesh, sidecar), service, namespace):
         return Hidden(sidecar.ref)
     return None
 
@@ -97,15 +97,22 @@ def namespaces_with_sidecars(mesh: Mesh) -> frozenset[str]:
     return names
 
 
+def _limits(mesh: Mesh) -> frozenset[Imports]:
+    """Return what the Sidecars of the mesh let their clients see."""
+    if _limits not in mesh.scratch:
+        mesh.scratch[_limits] = frozenset(
+            _imports(mesh, each)
+            for name in namespaces_with_sidecars(mesh)
+            for each in mesh.in_namespace(name).sidecars
+        )
+    limits: frozenset[Imports] = mesh.scratch[_limits]
+    return limits
+
+
 def is_visible_to_all(mesh: Mesh, service: Service) -> bool:
     """Whether all clients are sure to see a service."""
     key = ("visible to all", service.key)
     if key not in mesh.scratch:
-        limits = {
-            _imports(mesh, each)
-            for name in namespaces_with_sidecars(mesh)
-            for each in mesh.in_namespace(name).sidecars
-        }
-        is_hidden = any(not is_imported(imports, service, "") for imports in limits)
+        is_hidden = any(not is_imported(imports, service, "") for imports in _limits(mesh))
         mesh.scratch[key] = "*" in exported_to(mesh, service) and not is_hidden
     return bool(mesh.scratch[key])
