@@ -267,10 +267,10 @@ class Stream:
             await self._probe(short)
 
     async def settle(self, short: str) -> None:
-        """Wait for the quiet time, or until a response of a type comes."""
-        end = self._after(self._quiet)
+        """Wait for the quiet time, or until another response of a type comes."""
+        before, end = self._unseen[short], self._after(self._quiet)
         with suppress(TimeoutError):
-            while not self._unseen[short]:
+            while self._unseen[short] == before:
                 await self._receive(end)
 
     async def refused(self) -> None:
