@@ -17,8 +17,8 @@ from xds.mesh.model.objects import Change, Meta, Pod, Ref
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER, ENDPOINT
 
-MAX_CALLS = 220
-"""Calls of this project's functions for one more sidecar, until its ACK: 206 with Python 3.11."""
+MAX_CALLS = 225
+"""Calls of this project's functions for one more sidecar, until its ACK: 216 to 219 with Python 3.11."""
 FEW, MANY = 5, 25
 ROUNDS = 4
 """Changes. The first one also processes what connecting has left, and others what is due now and then."""

@@ -37,6 +37,8 @@ def sidecar_of(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> Sidecar
 
     Those with a matching selector come first, then the namespace's, then the mesh's. The oldest one wins.
     """
+    if not namespaces_with_sidecars(mesh):  # In most meshes.
+        return None
     for sidecar in mesh.in_namespace(namespace).sidecars:
         if covers(sidecar.selector, labels):
             return sidecar
