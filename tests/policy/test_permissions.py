@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.rollout_world import PERMISSIONS, UNREAD, Proxies, client_rule, permission
-from tests.policy.world import HTTP, peer, service, slices
+from tests.policy.world import HTTP, peer, rule, service, slices
 from xds.mesh.model.objects import ROLLOUT, Fact, Ref, ServicePort
 from xds.mesh.policy import authorization
 from xds.mesh.policy.mtls import Send
@@ -209,6 +209,16 @@ def test_service_without_listed_pods_has_no_say():
     world.set(state("one", None))
     assert permits(world, Send.PLAINTEXT)
     assert permits(world, Send.MTLS)
+
+
+def test_rule_of_another_service_permits_nothing():
+    """It says nothing about what clients send to this one."""
+    world = world_with("mutual TLS", "DISABLE")
+    world.change(service("other", "ns", HTTP))
+    other = rule("clients", "other.ns.svc.cluster.local", "DISABLE", name="for-other")
+    world.set({**state("plaintext", None), other.ref: other})
+    assert len(world.rollout.rules) == 2
+    assert not permits(world, Send.PLAINTEXT), "denied before and after"
 
 
 def test_pod_that_is_newer_than_the_policy_change():

@@ -267,6 +267,17 @@ def test_r12_rejected_resource_is_sent_after_resubscription():
     assert stream.get() == ["LDS a=2 b=2"]
 
 
+def test_r12_unsubscribed_version_replaces_no_rejected_one():
+    """The client may have deleted it."""
+    stream = synced(Variant.SOTW, world(LDS="a=1 b=1"), LDS="a b")
+    stream.ask("LDS", "b", nonce=stream.last["LDS"].nonce)
+    stream.serve(world(LDS="a=2 b=1"))
+    stream.ask("LDS", "a", "b", nonce=stream.last["LDS"].nonce)
+    assert stream.get() == ["LDS a=2 b=1"]
+    reject(stream, "LDS", "a")
+    assert stream.settle(LDS="a=2 b=2") == ["LDS b=2"]
+
+
 # --- delta ---
 
 

@@ -276,6 +276,12 @@ def test_r36_reconnect_sends_only_what_differs(known, short, names):
     assert stream.settle()[-1] == f"{short} new=1 other=2 -gone"
 
 
+def test_r36_outdated_resource_is_sent_although_others_change():
+    stream = delta(world(CDS="outdated=2 other=1"))
+    stream.ask("CDS", initial={"outdated": "1", "other": "1"})
+    assert stream.push(CDS="outdated=2 other=2") == ["CDS other=2 outdated=2"]
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("short", "names"), [("CDS", ()), ("RDS", ("a", "b"))])
 def test_o14_synced_client_is_not_answered(known, short, names):

@@ -246,6 +246,18 @@ def test_stream_that_moves_ends_if_its_new_client_exceeds_a_limit():
             moved.use(3, 10)
 
 
+def test_client_whose_streams_have_ended_takes_no_memory():
+    budgets = Budgets(LIMITS)
+    first, second = budgets.open("account"), budgets.open("account")
+    first.use(3, 10)
+    first.close()
+    assert len(budgets) == 1
+    second.move("pod")
+    assert len(budgets) == 1
+    second.close()
+    assert len(budgets) == 0
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 50), st.sampled_from("cmu")),

@@ -240,6 +240,18 @@ def test_r41_unanswered_version_may_be_in_use():
     assert stream.session.deadline() == DAY
 
 
+def test_r41_unanswered_version_after_a_nack_may_be_in_use():
+    error = "Error adding/updating listener(s) m: no"
+    stream = with_rejected_listener(Variant.SOTW, error)
+    for version in (2, 3):
+        stream.serve(world_with("a=1 b=1", listeners=f"l={version}>r m={version}", secrets="s=1"))
+        assert stream.get() == [f"LDS l={version} m={version}"]
+    stream.nack("LDS", error)
+    stream.serve(world_with("a=1", listeners="l=3>r m=3", secrets="s=1"))
+    stream.settle()
+    assert stream.session.deadline() == DAY
+
+
 def test_r41_version_of_an_earlier_stream_may_be_in_use():
     stream = Stream(Variant.SOTW, BEFORE)
     for short, asked in (("CDS", ()), ("EDS", ("old",)), ("LDS", ()), ("RDS", ("r",))):

@@ -219,6 +219,14 @@ def test_r41_resumed_clusters_are_removed_on_a_cluster_stream():
     assert stream.get() == ["CDS -old"]
 
 
+def test_reverted_listener_does_not_wait_for_clusters(variant):
+    stream = synced(variant, world(CDS="a=1", LDS="l=1"), CDS="", LDS="")
+    assert stream.push(CDS="a=2", LDS="l=2") == ["CDS a=2"]
+    assert stream.session.deadline() == 20.0
+    assert stream.push(CDS="a=2", LDS="l=1") == []
+    assert stream.session.deadline() is None
+
+
 def test_o18_cluster_stays_while_a_removed_listener_drains(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world())
@@ -229,6 +237,18 @@ def test_o18_cluster_stays_while_a_removed_listener_drains(variant):
     else:
         stream.ask("RDS", unsubscribe=("r",))
     assert stream.get() == ["CDS" if variant is Variant.SOTW else "CDS -old"]
+
+
+def test_o18_drained_routes_under_a_wildcard_release_the_cluster(variant):
+    stream = synced(variant, BEFORE, CDS="", LDS="", RDS="r *")
+    stream.serve(world())
+    stream.settle()
+    assert stream.session.deadline() == 60.0
+    if variant is Variant.SOTW:
+        stream.ask("RDS", "*", nonce=stream.last["RDS"].nonce)
+    else:
+        stream.ask("RDS", unsubscribe=("r",))
+    assert stream.settle()[-1] == ("CDS" if variant is Variant.SOTW else "CDS -old")
 
 
 def test_o18_routes_that_come_back_keep_no_cluster_from_going(variant):

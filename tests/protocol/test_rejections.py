@@ -119,6 +119,13 @@ def test_r12_rejected_resource_that_returns_is_still_rejected():
     assert stream.push(CDS="c=1", EDS="bad=1", LDS="l=1") == []
 
 
+def test_r12_bystander_that_returns_without_the_rejected_is_sent():
+    stream = subscribed(Variant.DELTA, world(EDS="good=1 bad=1 other=1"), EDS="good bad")
+    stream.nack("EDS")
+    stream.serve(world())
+    assert stream.push(EDS="good=1") == ["EDS good=1 -bad"]
+
+
 def test_r12_resource_rejected_alone_waits_for_no_other():
     stream = subscribed(Variant.DELTA, world(EDS="good=1 bad=1"), EDS="good bad")
     stream.nack("EDS")

@@ -62,6 +62,7 @@ def test_sent_versions_are_those_of_a_dict(data):
                 sent.compact(root)
                 assert sent.has_root == bool(root)
             case "move" if sent.has_root:
+                sent.spread()
                 new = data.draw(ROOTS)
                 sent.move(new, {*root, *new})
                 root = new

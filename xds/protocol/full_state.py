@@ -204,10 +204,7 @@ class FullStateWatch(SotwWatch):
         super()._forget_unsubscribed()
         # Without the unsubscribed resources, the client may accept the others.
         self._response_due |= 0 < len(self.states.blocked) < count
-        if not self.subscription.wildcard:
-            self._accepted = {
-                name: resource for name, resource in self._accepted.items() if self.covers(name)
-            }
+        self._accepted = {name: resource for name, resource in self._accepted.items() if self.covers(name)}
 
     def _handle_skipped(self, skipped: Response) -> None:
         """Remember the resources of a response that was never answered, because the client may use them.

@@ -279,7 +279,7 @@ class SentVersions(MutableMapping[str, str]):
             self._own = {name: version for name, version in self._own.items() if name not in root}
 
     def move(self, root: ResourceSet, names: Collection[str], behind: SharedChange | None = None) -> None:
-        """Refer to the next root. The versions stay the same.
+        """Refer to the next root. The versions stay the same. Call `spread` first.
 
         Args:
             root: Next root.
@@ -288,8 +288,6 @@ class SentVersions(MutableMapping[str, str]):
         """
         if self._root is None:
             return
-        if self.behind:
-            self.spread()
         versions = {name: self.get(name) for name in chain(names, self._own)} if names or self._own else {}
         self._root, self.behind = root, behind
         for name, version in versions.items():
