@@ -234,7 +234,7 @@ def rule_sources() -> str:
         if isinstance(check.source, Citation):
             citation = check.source
             text = f"[{citation.document.title}]({citation.url}), {citation.section}: “{citation.sentence}”"
-        text += f"<br>Breaks: {check.breaks}" if check.breaks else ""
+        text += f" *Breaks*: {check.breaks}." if check.breaks else ""
         rows.append(
             f"| {check.rule} | {variants} | {_cell(check.requires)} | {check.level} | {_cell(text)} |"
         )

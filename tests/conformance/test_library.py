@@ -311,7 +311,7 @@ async def test_command_prints_rules_and_conversations(monkeypatch):
         result = await command(address, "--rule", "R12", "--variant", "sotw", "--quiet", "30s")
     assert result.exit_code == 1
     assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (client-dependent)" in result.stdout
-    assert 'source: xDS protocol (ee2107ff308b), When to send an update: "If the management' in result.stdout
+    assert 'related: xDS protocol (ee2107ff308b), When to send an update: "The management' in result.stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     nack = next(index for index, line in enumerate(lines) if line.endswith("NACK"))
     assert lines[nack + 1].startswith("<-   CDS nonce=")

@@ -388,7 +388,7 @@ async def test_services_can_join_an_existing_server(store, variant):
         Node(channel, variant=variant) as node,
     ):
         assert await node.take() == {"c"}
-        await store.applied()  # gRPC's client reports INTERNAL if a call ends during a write, such as this ACK.
+        await store.applied()  # gRPC's client reports INTERNAL if a call ends during the write of an ACK.
         answer = await health_pb2_grpc.HealthStub(channel).Check(
             health_pb2.HealthCheckRequest(service="mine")
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from xds.conformance import sources
 from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check
-from xds.conformance.wire import Variant
 from xds.conformance.world import FULL, CheckError
 
 ALL = ("CDS", "EDS", "LDS", "RDS")
@@ -69,13 +68,7 @@ async def unrequested_versions_are_ignored(run: Run) -> None:
         raise CheckError(f"reported as removed: {', '.join(sorted(stream.gone['RDS']))}")
 
 
-@check(
-    "R38",
-    on=(Variant.DELTA_ADS,),
-    level=Level.CLIENT_DEPENDENT,
-    breaks="Envoy uses the changed cluster only after 15 s: it waits for the assignment without a request",
-)
-@check("R38", on=(Variant.SOTW_ADS,), level=Level.SPEC_SHOULD)
+@check("R38", on=ADS, level=Level.SPEC_SHOULD)
 async def assignment_is_sent_with_its_cluster(run: Run) -> None:
     """When a cluster changes, its assignment is sent again, because Envoy warms the cluster anew."""
     world, stream = await run.start(CDS="alpha=1>alpha", EDS="alpha=1")

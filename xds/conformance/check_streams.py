@@ -11,7 +11,7 @@ LOOP = "Envoy and gRPC answer each response at once, so the two exchange message
 UNKNOWN = "type.googleapis.com/xds.conformance.v1.Unknown"
 
 
-@check("R1", level=Level.ROBUSTNESS)
+@check("R1", level=Level.ROBUSTNESS, source=sources.SAME_NODE)
 async def other_node_is_ignored(run: Run) -> None:
     """A later request with another node does not change what the stream gets."""
     _, stream = await run.start(RDS="alpha=1 beta=1")
@@ -149,7 +149,8 @@ async def version_makes_no_nack(run: Run) -> None:
     await stream.ask(run.type, "beta", sees="alpha=1 beta=1")
 
 
-@check("R11", types=("CDS", "RDS"))
+@check("R11", on=SOTW, types=("CDS", "RDS"))
+@check("R11", on=DELTA, types=("CDS", "RDS"), source=sources.ANY_REQUEST)
 async def ack_changes_the_subscription(run: Run) -> None:
     """A name that is added in an ACK gets a response."""
     _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -159,7 +160,8 @@ async def ack_changes_the_subscription(run: Run) -> None:
     await stream.sees(run.type, "alpha=1 beta=1")
 
 
-@check("R11")
+@check("R11", on=SOTW)
+@check("R11", on=DELTA, source=sources.ANY_REQUEST)
 async def nack_changes_the_subscription(run: Run) -> None:
     """A name that is added in a NACK gets a response."""
     _, stream = await run.start(RDS="alpha=1 beta=1")

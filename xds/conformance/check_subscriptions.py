@@ -98,7 +98,8 @@ async def unsubscription_outside_a_wildcard(run: Run) -> None:
     await stream.gets(run.type, "alpha is not removed", lambda response: "alpha" in response.removed)
 
 
-@check("R22", types=FULL)
+@check("R22", on=SOTW, types=FULL)
+@check("R22", on=DELTA, types=FULL, source=sources.DELTA_WILDCARD)
 async def legacy_wildcard(run: Run) -> None:
     """A first request without names gets all resources, and later ones as well."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})

@@ -71,14 +71,21 @@ def _source(source: Source) -> dict[str, str]:
     }
 
 
-def source_line(source: Source) -> str:
-    """Return a source for people: the citation, or that there is none and why the check exists."""
-    return f"source: {source}" if isinstance(source, Citation) else f"no source: {source}"
+def source_line(source: Source, level: Level) -> str:
+    """Return a source for people: the citation, or that there is none and why the check exists.
+
+    `related` says that the sentence does not require what the check does.
+    """
+    if not isinstance(source, Citation):
+        return f"no source: {source}"
+    is_related = level in (Level.CLIENT_DEPENDENT, Level.ROBUSTNESS)
+    return f"{'related' if is_related else 'source'}: {source}"
 
 
 def explanation(result: Result) -> list[str]:
     """Return for people what a check requires, what a failure breaks, and the source."""
-    return [result.requires, *[f"breaks: {result.breaks}"] * bool(result.breaks), source_line(result.source)]
+    breaks = [f"breaks: {result.breaks}"] * bool(result.breaks)
+    return [result.requires, *breaks, source_line(result.source, result.level)]
 
 
 def collapse(conversation: Iterable[str]) -> list[str]:

@@ -93,16 +93,29 @@ ONLY_CHANGES = _protocol(
     "The management server should only send updates to the Envoy client when the resources in the "
     "DiscoveryResponse have changed.",
 )
-NEEDLESS_WORK = _protocol(
-    "When to send an update",
-    "If the management server provides the same set of resources rather than waiting for a change to occur, "
-    "it will cause needless work",
-)
 SUPPLIED = _protocol(
     "How the client specifies what resources to return",
     "The management server must supply the requested resources if they exist.",
 )
-SOTW_NONCE = _protocol("Basic Protocol Overview", "All server responses will contain a nonce")
+SOTW_NONCE = _protocol(
+    "Basic Protocol Overview",
+    "All server responses will contain a nonce ... This allows servers to determine which response a given "
+    "request is associated with",
+)
+SAME_NODE = _protocol(
+    "Basic Protocol Overview",
+    "The node identifier should always be identical ... It is sufficient to only check the first message for "
+    "the node identifier as a result.",
+)
+ANY_REQUEST = _discovery(
+    "DeltaDiscoveryRequest.resource_names_subscribe",
+    "These two fields can be set in any DeltaDiscoveryRequest, including ACKs and initial_resource_versions.",
+)
+DELTA_WILDCARD = _protocol(
+    "How the client specifies what resources to return",
+    "Client sends a request with resource_names_subscribe unset. Server interprets this as a subscription "
+    "to *.",
+)
 ALL_UPDATES = _discovery(
     "DeltaDiscoveryRequest.resource_names_subscribe",
     "Like state-of-the-world xDS, the server must send updates for all tracked resources",
@@ -245,14 +258,14 @@ SOURCES: dict[str, Source] = {
         "Envoy may update the list of resource_names ... in each DiscoveryRequest that ACK/NACKs a specific "
         "DiscoveryResponse.",
     ),
-    "R12": NEEDLESS_WORK,
+    "R12": ONLY_CHANGES,
     "R13": _discovery(
         "DeltaDiscoveryRequest",
         "In Delta xDS the nonce field is required and used to pair DeltaDiscoveryResponse to a "
         "DeltaDiscoveryRequest ACK or NACK.",
     ),
     "R14": ONLY_CHANGES,
-    "R15": NEEDLESS_WORK,
+    "R15": ONLY_CHANGES,
     "R16": NEWLY_REQUESTED,
     "R17": ONLY_CHANGES,
     "R18": NEWLY_REQUESTED,
@@ -364,7 +377,7 @@ SOURCES: dict[str, Source] = {
         "MaxCallRecvMsgSize returns a CallOption which sets the maximum message size ... If this is not set, "
         "gRPC uses the default 4MB.",
     ),
-    "R59": "Clients start before the server knows them, for example during a rollout.",
+    "R59": MAY_WAIT,
     "R60": "One faulty client must not break the streams of others.",
     "R61": "The server otherwise runs out of memory.",
     "R62": "A server that compresses needs clients that decompress.",
