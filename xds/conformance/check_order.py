@@ -114,7 +114,7 @@ async def responses_are_ordered(run: Run) -> None:
             raise CheckError(f"sent in the order {', '.join(order)}")
 
 
-@check("R41", on=ADS, level=Level.SPEC_SHOULD, by_chance=True)
+@check("R41", on=ADS, level=Level.ROBUSTNESS, by_chance=True)
 async def cluster_is_removed_after_its_route(run: Run) -> None:
     """A cluster is removed after the route that used it has changed."""
     world, stream = await run.start(CDS="alpha=1", RDS="main=1>alpha")

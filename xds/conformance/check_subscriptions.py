@@ -121,7 +121,7 @@ async def explicit_wildcard(run: Run) -> None:
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
 
-@check("R22", types=FULL, level=Level.SPEC_SHOULD, source=sources.LEFT_WILDCARD)
+@check("R22", types=FULL, level=Level.ROBUSTNESS, source=sources.LEFT_WILDCARD)
 async def wildcard_can_be_left(run: Run) -> None:
     """A client that has left the wildcard gets only the resources that it names."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -133,7 +133,7 @@ async def wildcard_can_be_left(run: Run) -> None:
     await _require_left(world, stream, run.type)
 
 
-@check("R22", on=SOTW, types=FULL, level=Level.SPEC_SHOULD, source=sources.LEFT_WILDCARD)
+@check("R22", on=SOTW, types=FULL, level=Level.ROBUSTNESS, source=sources.LEFT_WILDCARD)
 async def names_end_the_legacy_wildcard(run: Run) -> None:
     """SotW: a client with a legacy wildcard that names resources gets only those from then on."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
@@ -153,7 +153,7 @@ async def names_keep_the_legacy_wildcard(run: Run) -> None:
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
 
-@check("R22", on=DELTA, types=FULL, level=Level.SPEC_SHOULD, source=sources.LEFT_WILDCARD)
+@check("R22", on=DELTA, types=FULL, level=Level.ROBUSTNESS, source=sources.LEFT_WILDCARD)
 async def legacy_wildcard_can_be_left(run: Run) -> None:
     """Delta: a client that has left a legacy wildcard gets only the resources that it names."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})

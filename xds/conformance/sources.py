@@ -125,9 +125,10 @@ NEWLY_REQUESTED = _protocol(
     "the server must resend any newly requested resources, even if ... the resources have not changed since "
     "that time",
 )
-REPEATED_NAMES = _protocol(
-    "Subscribing to Resources",
-    "However, the server must still provide those resources in the response",
+REPEATED_NAMES = _discovery(
+    "DeltaDiscoveryRequest.resource_names_subscribe",
+    "The server must respond with all resources listed in resource_names_subscribe, even if it believes the "
+    "client has the most recent version of them.",
 )
 LEFT_WILDCARD = _protocol(
     "How the client specifies what resources to return",
