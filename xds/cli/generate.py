@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -14,18 +15,28 @@ from xds.cli.options import STDIN, SourceOptions, fail
 from xds.cli.output import Format, print_document
 from xds.cli.records import read_records
 from xds.cli.tables import Table
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import unknown_name
 from xds.mesh.model.objects import DRY_RUN, printable
 from xds.mesh.observe.least_privilege import gaps, least_privilege
 from xds.mesh.observe.least_privilege_yaml import document
 from xds.mesh.observe.record import Record, in_words
 from xds.mesh.observe.unused_access import UnusedAccess, unused_access
+from xds.mesh.observe.used_services import sidecar_document, used_services
 
 EXAMPLES = """
 xds generate --manifests mesh/ --record traffic.json > mesh/access.yaml
 xds generate --kubernetes --record monday.json --record tuesday.json -n shop --dry-run
 xds generate --kubernetes --record traffic.json --check
+xds generate --kubernetes --record traffic.json --kind Sidecar -n shop
 """
+
+
+class Kind(StrEnum):
+    """A kind of object to print."""
+
+    AUTHORIZATION_POLICY = "AuthorizationPolicy"
+    SIDECAR = "Sidecar"
 
 
 @grouped_options
@@ -46,9 +57,12 @@ def generate(
             "--namespace",
             "-n",
             metavar="NAME",
-            help="Namespace of the servers. Can be repeated. Default: all.",
+            help="Namespace of the objects to print. Can be repeated. Default: all.",
         ),
     ] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="Kind of the objects to print.")] = (
+        Kind.AUTHORIZATION_POLICY
+    ),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help=f"Add the annotation {DRY_RUN}, to try the policies first.")
     ] = False,
@@ -59,13 +73,17 @@ def generate(
         Format, typer.Option("-o", "--output", help="Output format with --check.")
     ] = Format.TABLE,
 ) -> None:
-    """Print AuthorizationPolicies that allow the recorded traffic, and nothing else.
+    """Print AuthorizationPolicies or Sidecars for recorded traffic.
 
-    There is one policy for each workload with a sidecar that was called. It names the service accounts that
-    called each port with mutual TLS. A port that was called without mutual TLS stays open to all clients,
-    because these have no identity. A workload that nobody called, and one that an ALLOW policy restricts
-    already, gets no policy: a comment names it. Traffic that was refused, or that today's policies and modes
-    refuse, is not allowed.
+    The AuthorizationPolicies allow the recorded traffic, and nothing else. There is one for each workload
+    with a sidecar that was called. It names the service accounts that called each port with mutual TLS. A
+    port that was called without mutual TLS stays open to all clients, because these have no identity. A
+    workload that nobody called, and one that an ALLOW policy restricts already, gets no policy: a comment
+    names it. Traffic that was refused, or that today's policies and modes refuse, is not allowed.
+
+    With --kind Sidecar, there is one Sidecar for each namespace that has sidecars and no Sidecar. It
+    shows its clients the services that any of them called, so their configuration gets smaller. They call
+    all others in plaintext, or not at all with REGISTRY_ONLY: run xds plan before you apply it.
 
     The record has no methods and paths. Comments say what may be missing in it. The same record gives the
     same output.
@@ -73,12 +91,14 @@ def generate(
     With --check, print no policies, but the access that the recorded traffic did not use: for each rule of
     today's ALLOW policies and each server, the clients that the rule allows to call it, and that did not.
 
-    Exit status: 0 printed, or all access was used, 1 there is nothing to restrict, some access was not used,
+    Exit status: 0 printed, or all access was used, 1 there is nothing to print, some access was not used,
     or the record may be incomplete, 2 a file is no record, or wrong usage, 3 the API server cannot be
     reached.
     """
     if check and dry_run:
         fail("--dry-run has no effect with --check")
+    if kind is Kind.SIDECAR and (dry_run or check):
+        fail(f"{'--dry-run' if dry_run else '--check'} has no effect with --kind Sidecar")
     if output is not Format.TABLE and not check:
         fail("--output has no effect without --check")
     if STDIN in record and STDIN in (source.manifests or ()):
@@ -101,12 +121,24 @@ def generate(
         else:
             print_document(_value(found, unused, [*missing, *read.not_considered]), output)
         raise typer.Exit(int(bool(unused.rules) or not is_complete))
+    if kind is Kind.SIDECAR:
+        _print_sidecars(mesh, found, missing, namespaces or ())
+        return
     generated = least_privilege(mesh, found.flows, namespaces or ())
     if not generated.policies:
         for workload, reason in generated.omitted:
             typer.echo(f"no policy for {workload}: {reason}", err=True)
         fail("no policy to print", 1)
     typer.echo("\n".join(document(found, missing, generated, dry_run=dry_run)))
+
+
+def _print_sidecars(mesh: Mesh, record: Record, missing: Sequence[str], namespaces: Sequence[str]) -> None:
+    used = used_services(mesh, record.flows, namespaces)
+    if not used.hosts:
+        for namespace, reason in used.omitted:
+            typer.echo(f"no Sidecar for namespace {namespace}: {reason}", err=True)
+        fail("no Sidecar to print", 1)
+    typer.echo("\n".join(sidecar_document(record, missing, used)))
 
 
 def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> None:
