@@ -7,6 +7,7 @@ import json
 import random
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -16,7 +17,7 @@ from tests.support.apps import EchoApp
 from tests.support.authorization import authorization_policy, operation, random_policies, source
 from tests.support.cluster import Cluster
 from tests.support.controlplane import xds
-from tests.support.exchange import TCP
+from tests.support.exchange import HTTP1, MTLS, PLAINTEXT, TCP
 from tests.support.manifests import Manifest
 from tests.support.mesh import Mesh
 from tests.support.rows import read_table
@@ -237,23 +238,26 @@ async def test_allowed_mutual_tls_sends_nothing(mesh):
     assert [(edge["client"], edge["port"], edge["requestsPerDay"]) for edge in edges] == [("cron", 90, "1")]
 
 
-async def test_generated_policies_allow_what_was_recorded_and_nothing_else(mesh, tmp_path):
-    """The client has called port 80 with mutual TLS, and the outsider another workload in plaintext."""
-    await under(mesh)
-    address = f"--xds-address={mesh.plane.address}"
-    record = tmp_path / "traffic.json"
+async def recorded(mesh: Mesh, file: Path) -> Path:
+    """Record that the client calls a workload with mutual TLS, and the outsider another one in plaintext."""
 
     async def is_recorded() -> bool:
         # Envoy counts the requests of a new cluster from its next report on.
         assert (await mesh[CLIENT].client.get("http://web.least/")).ok
         assert (await mesh[OUTSIDER].client.get("http://web.open/")).ok
-        record.write_text(await xds("observe", address, "-o", "json"))
-        edges = json.loads(record.read_text())["edges"]
+        file.write_text(await xds("observe", f"--xds-address={mesh.plane.address}", "-o", "json"))
+        edges = json.loads(file.read_text())["edges"]
         return {("least", "MTLS"), ("open", "PLAINTEXT")} <= {
             (edge["namespace"], edge["mode"]) for edge in edges if edge["port"] == 80
         }
 
     await eventually(is_recorded, timeout=WITHIN, every=0.5)
+    return file
+
+
+async def test_generated_policies_allow_what_was_recorded_and_nothing_else(mesh, tmp_path):
+    await under(mesh)
+    record = await recorded(mesh, tmp_path / "traffic.json")
     text = await xds(
         "generate", "--manifests", mesh.manifests.directory, "--record", record, "-n", "least", "-n", "open"
     )
@@ -262,6 +266,19 @@ async def test_generated_policies_allow_what_was_recorded_and_nothing_else(mesh,
     assert await send(mesh, "open", "/") == [["200"], ["200"]]
     for namespace in ("least", "open"):
         assert (await mesh.exchange(TCP, CLIENT, f"web.{namespace}", 90)).how == "fails"
+
+
+async def test_generated_sidecar_shows_what_was_recorded_and_nothing_else(mesh, tmp_path):
+    """The client has not called the workload in the namespace `full` yet."""
+    await under(mesh)
+    record = await recorded(mesh, tmp_path / "traffic.json")
+    text = await xds(
+        "generate", "--manifests", mesh.manifests.directory, "--record", record, "--kind", "Sidecar"
+    )
+    (sidecar,) = (each for each in yaml.safe_load_all(text) if each["metadata"]["namespace"] == "apps")
+    await under(mesh, sidecar)
+    assert (await mesh.exchange(HTTP1, CLIENT, "web.least", 80)).how == MTLS
+    assert (await mesh.exchange(HTTP1, CLIENT, "web.full", 80)).how == PLAINTEXT
 
 
 # --- random policies ----------------------------------------------------------------------------------------
