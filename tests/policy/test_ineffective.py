@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service, slices
+from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service, sidecar, slices
 from tests.support.authorization import authorization_policy, operation, source
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
@@ -150,6 +150,20 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a selector of a namespace that does not exist, told once": (
         [peer("nowhere", "STRICT", app="web")],
         f"PeerAuthentication nowhere/default: namespace nowhere {NOWHERE}, {NONE}",
+    ),
+    "an egress host that does not exist": (
+        [sidecar("shop", "shop/webb.shop.svc.cluster.local")],
+        (
+            "notice: Sidecar shop/default: egress host shop/webb.shop.svc.cluster.local matches no Service "
+            "(did you mean web.shop.svc.cluster.local?)"
+        ),
+    ),
+    "an egress host in another namespace": (
+        [pod("a", "other"), sidecar("other", "./web.shop.svc.cluster.local", "*/*")],
+        (
+            "notice: Sidecar other/default: egress host ./web.shop.svc.cluster.local matches no Service "
+            "(did you mean shop/web.shop.svc.cluster.local?)"
+        ),
     ),
     "a rule of a namespace that does not exist": (
         [rule("shpo", "nothing", "DISABLE")],
@@ -395,6 +409,10 @@ def test_object_without_effect_is_reported_with_reason(facts: list[Fact], line: 
 
 EFFECTIVE: dict[str, list[Fact]] = {
     "a lock of some pods": [peer("shop", "STRICT", name="lock", app="web")],
+    "egress hosts": [
+        sidecar("shop", f"./{HOST}", f"~/web.{HOST}", f"*/{HOST}", "*/*", "*/*.example.com"),
+        sidecar(ROOT, f"./{HOST}", "*/kubernetes.default.svc.cluster.local"),
+    ],
     "a lock of a namespace, and of the mesh": [peer("shop", "STRICT"), peer(ROOT, "STRICT")],
     "a lock of a namespace that is empty, but exists": [
         Namespace(meta=meta("Namespace", "", "new")),

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.policy.test_ownership import CLIENT, NAKED, PROXIED, headless
-from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, service
+from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, service, sidecar
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod, Protocol, Ref, Service, Sidecar
+from xds.mesh.model.objects import Change, Pod, Protocol, Ref, Service
 from xds.mesh.policy.conflicts import Overridden, overridden
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
@@ -148,11 +148,6 @@ def test_change_reaches_the_sidecars_that_it_concerns():
 
     world = world.apply(Change(applied=(SHOP,)))
     assert name in clusters(world, fourth)
-
-
-def sidecar(namespace: str, *hosts: str, name: str = "default", age: float | None = None, **selector: str):
-    pairs = tuple((host.partition("/")[0], host.partition("/")[2]) for host in hosts)
-    return Sidecar(meta=meta("Sidecar", namespace, name, age=age), hosts=pairs, selector=selector)
 
 
 SEEN = "mtls auto-mtls"

@@ -24,6 +24,7 @@ from xds.mesh.model.objects import (
     Ref,
     Service,
     ServicePort,
+    Sidecar,
     TargetSelector,
 )
 from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
@@ -93,6 +94,13 @@ def peer(
         selector=selector,
         ports={port: Mode(value) if value else None for port, value in (ports or {}).items()},
     )
+
+
+def sidecar(
+    namespace: str, *hosts: str, name: str = "default", age: float | None = None, **selector: str
+) -> Sidecar:
+    pairs = tuple((host.partition("/")[0], host.partition("/")[2]) for host in hosts)
+    return Sidecar(meta=meta("Sidecar", namespace, name, age=age), hosts=pairs, selector=selector)
 
 
 def policy(

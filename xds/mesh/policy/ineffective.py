@@ -110,6 +110,7 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
         findings += cached[1]
     findings += _rules(mesh, missing)
     findings += _identities(mesh, missing, _authorization_policies(mesh, missing))
+    findings += _egress(mesh, [*_sidecars(mesh, missing)])
     findings += _unused_labels(mesh)
     findings += _disregarded(mesh)
     if not _has_sidecars(mesh):
@@ -138,6 +139,8 @@ def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
         findings = [*_policy(_Space(mesh, namespace), policy), *_matching(mesh, rules)]
         if isinstance(policy, AuthorizationPolicy):
             findings += _identities(mesh, missing, [policy])
+        if isinstance(policy, Sidecar):
+            findings += _egress(mesh, [policy])
         if not findings and not rules and not _has_sidecars(mesh):
             findings = [*_in_mesh_without_sidecars(mesh, [policy])]
     else:
@@ -671,7 +674,7 @@ def _rule(
         yield _problem(
             rule,
             f"host {rule.host} matches no Service, so it has no effect",
-            "" if is_external else full_host or _similar_host(mesh, rule, services),
+            "" if is_external else full_host or _similar_host(mesh, rule.host, services),
             notice=is_external,
         )
         return
@@ -713,7 +716,39 @@ def _suggest_full_host(mesh: Mesh, rule: DestinationRule) -> str:
     return f"{_DID_YOU_MEAN}{name}.{namespace}{_SERVICE_SUFFIX}?" if mesh.service(namespace, name) else ""
 
 
-def _similar_host(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> str:
-    namespace = rule.host.removesuffix(_SERVICE_SUFFIX).partition(".")[2]
+def _similar_host(mesh: Mesh, host: str, services: list[Service]) -> str:
+    namespace = host.removesuffix(_SERVICE_SUFFIX).partition(".")[2]
     candidates = list(mesh.in_namespace(namespace).services.values()) or services
-    return nearest(rule.host, (service.host for service in islice(candidates, MAX_CANDIDATES)))
+    return nearest(host, (service.host for service in islice(candidates, MAX_CANDIDATES)))
+
+
+def _sidecars(mesh: Mesh, missing: Collection[str]) -> Iterator[Sidecar]:
+    for name in mesh.namespaces():
+        if name not in missing:
+            yield from mesh.in_namespace(name, with_defaults=False).sidecars
+
+
+def _egress(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[_Finding]:
+    """Yield the services that Sidecars name, but that do not exist; hosts with wildcards are not checked."""
+    services = list(mesh.services()) if sidecars else []
+    namespaces: dict[str, set[str]] = {}
+    for service in services:
+        namespaces.setdefault(service.host, set()).add(service.namespace)
+    suggestions = count()
+    for sidecar in sidecars:
+        is_mesh_wide = sidecar.is_mesh_wide(mesh.config.root_namespace)
+        own = "*" if is_mesh_wide else sidecar.namespace  # What `.` stands for: the client's namespace.
+        unknown = list[_Finding]()
+        for namespace, host in sidecar.hosts:
+            found = namespaces.get(host, set())
+            name = own if namespace == "." else namespace
+            is_known = bool(found) if name == "*" else name in found
+            if is_known or name == "~" or "*" in host or host == API_SERVER:
+                continue
+            hint = f"{_DID_YOU_MEAN}{min(found)}/{host}?" if found else ""
+            if not found and next(suggestions) < MAX_SUGGESTIONS:
+                hint = _similar_host(mesh, host, services)
+            unknown.append(
+                _problem(sidecar, f"egress host {namespace}/{host} matches no Service", hint, notice=True)
+            )
+        yield from _capped(sidecar, unknown)
