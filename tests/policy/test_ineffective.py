@@ -20,6 +20,7 @@ from xds.mesh.model.objects import (
     Ref,
     ServiceAccount,
     ServicePort,
+    Sidecar,
     TargetSelector,
     UnknownService,
 )
@@ -402,7 +403,7 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
 def test_object_without_effect_is_reported_with_reason(facts: list[Fact], line: str) -> None:
     world = mesh(*SHOP, *facts)
     assert said(world) == [line]
-    refs = [fact.ref for fact in facts if isinstance(fact, AuthorizationPolicy)]
+    refs = [fact.ref for fact in facts if isinstance(fact, AuthorizationPolicy | Sidecar)]
     alone = [str(problem) for ref in refs for problem in policy_without_effect(world, ref)]
     assert alone == ([line.removeprefix("notice: ")] if refs else [])
 
