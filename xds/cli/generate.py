@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -15,7 +15,6 @@ from xds.cli.options import STDIN, SourceOptions, fail
 from xds.cli.output import Format, print_document
 from xds.cli.records import read_records
 from xds.cli.tables import Table
-from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import unknown_name
 from xds.mesh.model.objects import DRY_RUN, printable
 from xds.mesh.observe.least_privilege import gaps, least_privilege
@@ -122,23 +121,24 @@ def generate(
             print_document(_value(found, unused, [*missing, *read.not_considered]), output)
         raise typer.Exit(int(bool(unused.rules) or not is_complete))
     if kind is Kind.SIDECAR:
-        _print_sidecars(mesh, found, missing, namespaces or ())
-        return
-    generated = least_privilege(mesh, found.flows, namespaces or ())
-    if not generated.policies:
-        for workload, reason in generated.omitted:
-            typer.echo(f"no policy for {workload}: {reason}", err=True)
-        fail("no policy to print", 1)
-    typer.echo("\n".join(document(found, missing, generated, dry_run=dry_run)))
+        used = used_services(mesh, found.flows, namespaces or ())
+        without = [(f"namespace {name}", reason) for name, reason in used.omitted]
+        _print_objects("Sidecar", sidecar_document(found, missing, used), without, is_empty=not used.hosts)
+    else:
+        generated = least_privilege(mesh, found.flows, namespaces or ())
+        lines = document(found, missing, generated, dry_run=dry_run)
+        _print_objects("policy", lines, generated.omitted, is_empty=not generated.policies)
 
 
-def _print_sidecars(mesh: Mesh, record: Record, missing: Sequence[str], namespaces: Sequence[str]) -> None:
-    used = used_services(mesh, record.flows, namespaces)
-    if not used.hosts:
-        for namespace, reason in used.omitted:
-            typer.echo(f"no Sidecar for namespace {namespace}: {reason}", err=True)
-        fail("no Sidecar to print", 1)
-    typer.echo("\n".join(sidecar_document(record, missing, used)))
+def _print_objects(
+    what: str, lines: Iterable[str], without: Iterable[tuple[str, str]], *, is_empty: bool
+) -> None:
+    """Print objects; if there are none, which owners have none, and why."""
+    if is_empty:
+        for owner, reason in without:
+            typer.echo(f"no {what} for {owner}: {reason}", err=True)
+        fail(f"no {what} to print", 1)
+    typer.echo("\n".join(lines))
 
 
 def _print_unused(record: Record, found: UnusedAccess, *, is_complete: bool) -> None:

@@ -108,15 +108,19 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
             cached = facts, tuple(_in_namespace(_Space(mesh, name)))
         namespaces[name] = cached
         findings += cached[1]
-    findings += _rules(mesh, missing)
-    findings += _identities(mesh, missing, _authorization_policies(mesh, missing))
-    findings += _egress(mesh, [*_sidecars(mesh, missing)])
+    existing = [
+        mesh.in_namespace(name, with_defaults=False) for name in mesh.namespaces() if name not in missing
+    ]
+    findings += _matching(mesh, [rule for facts in existing for rule in facts.rules])
+    policies = (policy for facts in existing for policy in facts.authorization_policies)
+    findings += _identities(mesh, missing, policies)
+    findings += _egress(mesh, [sidecar for facts in existing for sidecar in facts.sidecars])
     findings += _unused_labels(mesh)
     findings += _disregarded(mesh)
     if not _has_sidecars(mesh):
         reported = {ref for ref, _ in findings}
-        policies = (policy for policy in _policies(mesh) if policy.ref not in reported)
-        findings += _in_mesh_without_sidecars(mesh, policies)
+        unreported = (policy for policy in _policies(mesh) if policy.ref not in reported)
+        findings += _in_mesh_without_sidecars(mesh, unreported)
     by_object: dict[Ref, list[Problem]] = {}
     for ref, problem in findings:
         by_object.setdefault(ref, []).append(problem)
@@ -529,12 +533,6 @@ def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
             yield _problem(fact, what, hint)
 
 
-def _authorization_policies(mesh: Mesh, missing: Collection[str]) -> Iterator[AuthorizationPolicy]:
-    for name in mesh.namespaces():
-        if name not in missing:
-            yield from mesh.in_namespace(name, with_defaults=False).authorization_policies
-
-
 def _identities(
     mesh: Mesh, missing: Collection[str], policies: Iterable[AuthorizationPolicy]
 ) -> Iterator[_Finding]:
@@ -640,13 +638,7 @@ def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
         yield from _capped(owner, (_problem(owner, what) for what in messages[owner.ref]))
 
 
-def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
-    for name in mesh.namespaces():
-        if name not in missing:
-            yield from _matching(mesh, mesh.in_namespace(name, with_defaults=False).rules)
-
-
-def _matching(mesh: Mesh, rules: Iterable[DestinationRule]) -> Iterator[_Finding]:
+def _matching(mesh: Mesh, rules: Collection[DestinationRule]) -> Iterator[_Finding]:
     """Yield what DestinationRules match no Service, port or pod with."""
     services = list(mesh.services()) if rules else []
     outside: dict[str, list[Service]] = {}
@@ -720,12 +712,6 @@ def _similar_host(mesh: Mesh, host: str, services: list[Service]) -> str:
     namespace = host.removesuffix(_SERVICE_SUFFIX).partition(".")[2]
     candidates = list(mesh.in_namespace(namespace).services.values()) or services
     return nearest(host, (service.host for service in islice(candidates, MAX_CANDIDATES)))
-
-
-def _sidecars(mesh: Mesh, missing: Collection[str]) -> Iterator[Sidecar]:
-    for name in mesh.namespaces():
-        if name not in missing:
-            yield from mesh.in_namespace(name, with_defaults=False).sidecars
 
 
 def _egress(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[_Finding]:
