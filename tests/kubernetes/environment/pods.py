@@ -41,7 +41,8 @@ class Pod:
         for status in statuses:
             if "running" in status["state"] and status["name"] == (container or status["name"]):
                 identifier = status["containerID"].removeprefix("containerd://")
-                return list(CGROUPS.glob(f"**/{identifier}"))
+                # Those of other pods disappear meanwhile, which os.walk ignores.
+                return [Path(at, identifier) for at, names, _ in os.walk(CGROUPS) if identifier in names]
         raise AssertionError(f"no container of {self.name} runs: {statuses}")
 
     def kill(self, container: str = "", number: signal.Signals = signal.SIGKILL) -> None:
