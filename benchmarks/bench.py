@@ -59,7 +59,7 @@ def _measure(options: argparse.Namespace) -> list[Run]:
     if options.growth:
         sizes = [replace(size, services=max(1, round(size.services * factor))) for factor in _FACTORS]
         sizes += [replace(size, streams=round(size.streams * factor)) for factor in _FACTORS if factor != 1]
-    raise_file_limit(3 * max(size.streams for size in sizes) + _SPARE)  # sidecars, and clients of two floors
+    raise_file_limit(max(size.streams for size in sizes) + _SPARE)
     return [run for size in sizes for run in _runs(options, size)]
 
 

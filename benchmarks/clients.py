@@ -78,9 +78,6 @@ class Observer(Protocol):
 class Client:
     """A connection. Data in `out` is written as soon as the socket accepts it."""
 
-    kind: str
-    """`xds`, `raw` or `grpc`."""
-
     def __init__(self, fleet: Observer, connection: socket.socket) -> None:
         self.fleet = fleet
         self.socket = connection
@@ -131,8 +128,6 @@ class Client:
 class RawClient(Client):
     """A client of the raw floor. It reads the expected number of bytes, and replies."""
 
-    kind = "raw"
-
     def __init__(self, fleet: Observer, connection: socket.socket, expected: int) -> None:
         super().__init__(fleet, connection)
         self.remaining = expected
@@ -153,8 +148,6 @@ class RawClient(Client):
 
 class GrpcClient(RawClient):
     """A client of the gRPC floor. It replies to each message until it has the expected number of bytes."""
-
-    kind = "grpc"
 
     def __init__(self, fleet: Observer, connection: socket.socket, expected: int) -> None:
         super().__init__(fleet, connection, expected)
@@ -264,8 +257,6 @@ class Sidecar(Client):
         resumes: Whether the sidecar was connected before.
         token: Token of the pod; empty for none.
     """
-
-    kind = "xds"
 
     def __init__(
         self,

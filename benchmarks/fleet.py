@@ -1,4 +1,4 @@
-"""Many clients in one process, each with little overhead."""
+"""Many clients in one process, each with little overhead: sidecars, or the clients of one floor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Fleet:
         """Knowledge of the sidecars of each namespace."""
         self._addresses = itertools.count(1)
         self._failures: dict[str, int] = {}
-        self._reset("xds")
+        self._reset()
 
     def run(self) -> None:
         """Run until the parent process exits."""
@@ -48,8 +48,6 @@ class Fleet:
 
     def received(self, client: Client, size: int, *, done: bool) -> None:
         """Count received messages or data. HTTP/2 frames such as pings are not counted."""
-        if client.kind != self._kind:
-            return
         self._bytes += size
         self._messages += 1
         self._last = time.monotonic()
@@ -76,12 +74,12 @@ class Fleet:
             case "connect_floor":
                 return self._connect_floor(**command)
             case "expect":
-                self._reset(command["kind"])
+                self._reset()
                 for client in self._clients.values():
                     if isinstance(client, RawClient):
                         client.remaining = command["size"]
             case "reset":
-                self._reset("xds")
+                self._reset()
             case "state":
                 return self._state()
             case "durations":
@@ -137,10 +135,8 @@ class Fleet:
 
     def _connect_floor(self, *, kind: str, port: int, count: int, size: int, at_once: int) -> dict[str, Any]:
         """Open connections to a floor, instead of the previous ones."""
-        for client in tuple(self._clients.values()):
-            if client.kind == kind:
-                self._remove(client)
-        self._reset(kind)
+        self._close(None)
+        self._reset()
         make = {"raw": RawClient, "grpc": GrpcClient}[kind]
         return self._open([lambda: make(self, self._open_connection(port), size)] * count, at_once)
 
@@ -211,9 +207,8 @@ class Fleet:
     def _sidecars(self) -> list[Sidecar]:
         return [client for client in self._clients.values() if isinstance(client, Sidecar)]
 
-    def _reset(self, kind: str) -> None:
-        """Start to count what clients of this kind receive."""
-        self._kind = kind
+    def _reset(self) -> None:
+        """Start to count what the clients receive."""
         self._bytes = self._messages = self._done = 0
         self._last = 0.0
         self._durations: list[float] = []

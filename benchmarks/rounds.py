@@ -67,6 +67,15 @@ class Churn(NamedTuple):
     """Duration in seconds."""
 
 
+class Floor:
+    """A floor and its clients, which have a process of their own."""
+
+    def __init__(self, kind: str, folder: Path, stack: ExitStack) -> None:
+        self.server = stack.enter_context(Process(f"{kind}_floor.py", log=folder / f"{kind}.log"))
+        self.port: int = self.server.receive()["port"]
+        self.fleet = _start_fleet(kind, folder, stack)
+
+
 class Bench:
     """The processes of the clients and of the floors, for all rounds."""
 
@@ -75,20 +84,27 @@ class Bench:
         self.churn = churn
         self.folder = folder
         self._quiet = quiet
-        self.fleet = stack.enter_context(Process("fleet.py", log=folder / "fleet.log"))
-        self.fleet.receive()
-        self._floors = {
-            kind: stack.enter_context(Process(f"{kind}_floor.py", log=folder / f"{kind}.log"))
-            for kind in ("grpc", "raw")
-        }
-        self._ports = {kind: floor.receive()["port"] for kind, floor in self._floors.items()}
+        self.fleet = _start_fleet("xds", folder, stack)
+        self._floors = {kind: Floor(kind, folder, stack) for kind in ("grpc", "raw")}
 
-    def wait(self, done: Callable[[dict[str, Any]], bool], *, quiet: float | None = None) -> dict[str, Any]:
-        """Wait until the clients are done and received nothing for `quiet` seconds. Return their state."""
+    def wait(
+        self,
+        done: Callable[[dict[str, Any]], bool],
+        *,
+        fleet: Process | None = None,
+        quiet: float | None = None,
+    ) -> dict[str, Any]:
+        """Wait until the clients are done and received nothing for `quiet` seconds. Return their state.
+
+        Args:
+            done: returns whether all clients have what they wait for.
+            fleet: the clients; by default, the sidecars.
+            quiet: the seconds; by default, those of the benchmark.
+        """
         quiet = self._quiet if quiet is None else quiet
         end = time.monotonic() + _TIMEOUT
         while True:
-            state = self.fleet.call("state")
+            state = (fleet or self.fleet).call("state")
             if state["failures"]:
                 raise SystemExit(f"clients failed: {state['failures']}")
             if done(state) and time.monotonic() >= state["last"] + quiet:
@@ -110,10 +126,10 @@ class Bench:
         count, share = self.size.streams, self._share(state)
         durations: dict[str, float] = {}
         for kind, floor in self._floors.items():
-            floor.call("send_on_connect", **share)
-            clients = {"kind": kind, "port": self._ports[kind], "count": count, "size": share["size"]}
-            start = self.fleet.call("connect_floor", **clients, at_once=at_once)["start"]
-            durations[kind] = self.wait(self.all_complete, quiet=0)["last"] - start
+            floor.server.call("send_on_connect", **share)
+            clients = {"kind": kind, "port": floor.port, "count": count, "size": share["size"]}
+            start = floor.fleet.call("connect_floor", **clients, at_once=at_once)["start"]
+            durations[kind] = self.wait(self.all_complete, fleet=floor.fleet, quiet=0)["last"] - start
         return durations
 
     def floors_of_push(self, state: dict[str, Any]) -> dict[str, float]:
@@ -121,15 +137,21 @@ class Bench:
         share = self._share(state)
         durations = {}
         for kind, floor in self._floors.items():
-            self.fleet.call("expect", kind=kind, size=share["size"])
-            start = floor.call("push", **share)["changed"]
-            durations[kind] = self.wait(self.all_done, quiet=0)["last"] - start
+            floor.fleet.call("expect", size=share["size"])
+            start = floor.server.call("push", **share)["changed"]
+            durations[kind] = self.wait(self.all_done, fleet=floor.fleet, quiet=0)["last"] - start
         return durations
 
     def _share(self, state: dict[str, Any]) -> dict[str, int]:
         """Return the mean size and number of messages of a client."""
         count = self.size.streams
         return {"size": max(1, state["bytes"] // count), "messages": max(1, state["messages"] // count)}
+
+
+def _start_fleet(kind: str, folder: Path, stack: ExitStack) -> Process:
+    fleet = stack.enter_context(Process("fleet.py", log=folder / f"{kind}_fleet.log"))
+    fleet.receive()
+    return fleet
 
 
 class Round:
