@@ -27,13 +27,9 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 from xds.mesh.parse import parse
 from xds.mesh.policy import ineffective
-from xds.mesh.policy.ineffective import (
-    MAX_PER_OBJECT,
-    MAX_SUGGESTIONS,
-    Ineffective,
-    policy_without_effect,
-    without_effect,
-)
+from xds.mesh.policy.finding import MAX_PER_OBJECT
+from xds.mesh.policy.ineffective import Ineffective, policy_without_effect, without_effect
+from xds.mesh.policy.unknown_names import MAX_SUGGESTIONS
 
 WEB = service("web", "shop")
 NAMED = ServicePort(port=80, target="http", name="http")

@@ -44,6 +44,7 @@ MAX_PROBLEMS = 10
 """Maximum number of problems per object, and maximum number of notices: one object must not fill the log."""
 MAX_UNKNOWN = 3
 """Maximum number of unknown fields of a mapping with a problem each. One more problem counts all others."""
+DID_YOU_MEAN = "did you mean "
 MAX_SUGGESTIONS = 5
 """Maximum number of suggestions per object. Computing a suggestion takes up to 1 ms."""
 MAX_DURATION_LENGTH = 64
@@ -59,7 +60,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return ""
     by_lower_case = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(word.lower(), by_lower_case, n=1, cutoff=0.65)
-    return f"did you mean {by_lower_case[matches[0]]}?" if matches else ""
+    return f"{DID_YOU_MEAN}{by_lower_case[matches[0]]}?" if matches else ""
 
 
 def shown(value: object) -> str:

@@ -6,21 +6,18 @@ protects no pod. `xds.mesh.policy.conflicts` finds objects that other objects ov
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from typing import TypeAlias, assert_never
 
-from xds.mesh.model.authorization import Action, Attribute, Condition, PatternKind, Rule
+from xds.mesh.model.authorization import Action, Attribute, Condition, Rule
 from xds.mesh.model.injection import NAMESPACE_LABEL, unused_label
 from xds.mesh.model.mesh import Mesh, target_port
 from xds.mesh.model.names import MAX_CANDIDATES, join_names
 from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
-    CLUSTER_DOMAIN,
-    DEFAULT_TRUST_DOMAIN,
     TRAFFIC_KINDS,
     AuthorizationPolicy,
     DestinationRule,
@@ -37,32 +34,26 @@ from xds.mesh.model.objects import (
     TargetSelector,
     TrafficFact,
 )
-from xds.mesh.parse.reading import nearest, shown
+from xds.mesh.parse.reading import DID_YOU_MEAN, nearest
 from xds.mesh.policy.authorization import MAX_VALUES, conditions_of, count_values, unenforceable
 from xds.mesh.policy.conflicts import overridden_steps
-from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS, has_too_many_subsets
 from xds.mesh.policy.disregarded import disregarded
+from xds.mesh.policy.finding import MAX_PER_OBJECT, Finding, capped, format_selector, problem_of
 from xds.mesh.policy.steps import Steps, finish
+from xds.mesh.policy.unknown_names import (
+    in_missing,
+    missing_namespaces,
+    unknown_egress_hosts,
+    unknown_identities,
+    unmatched_rules,
+)
 
-MAX_PER_OBJECT = 10
-"""Maximum number of problems reported per object; a DestinationRule can have any number of subsets."""
-MAX_PAIRS = 5
-"""Maximum number of selector labels in a message."""
-API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
-"""Host of the API server. Its Service exists in every cluster, but rarely in a folder of manifests."""
-
-MAX_SUGGESTIONS = 100
-"""Maximum number of identities for which one check looks for a similar one, which takes up to 10 ms each."""
 _MAX_NAMES = 3
 """Maximum number of Services that a message names."""
 
-_PRINCIPAL = re.compile("([^/]+)/ns/([^/]+)/sa/([^/]+)")
-_SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
-_DID_YOU_MEAN = "did you mean "
 _INJECT = "inject the sidecar; until then, these pods accept plaintext"
 
-_Finding: TypeAlias = tuple[Ref, Problem]
-_NamespaceFindings: TypeAlias = tuple[NamespaceFacts, tuple[_Finding, ...]]
+_NamespaceFindings: TypeAlias = tuple[NamespaceFacts, tuple[Finding, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +88,8 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
     is_valid = previous and (previous.root_namespace, previous.root_policies) == inputs
     cache = previous.namespaces if previous and is_valid else {}
     namespaces: dict[str, _NamespaceFindings] = {}
-    missing = _missing_namespaces(mesh)
-    findings = list(_in_missing(mesh, missing))
+    missing = missing_namespaces(mesh)
+    findings = list(in_missing(mesh, missing))
     for name in mesh.namespaces():
         if name in missing:
             continue
@@ -111,10 +102,10 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
     existing = [
         mesh.in_namespace(name, with_defaults=False) for name in mesh.namespaces() if name not in missing
     ]
-    findings += _matching(mesh, [rule for facts in existing for rule in facts.rules])
+    findings += unmatched_rules(mesh, [rule for facts in existing for rule in facts.rules])
     policies = (policy for facts in existing for policy in facts.authorization_policies)
-    findings += _identities(mesh, missing, policies)
-    findings += _egress(mesh, [sidecar for facts in existing for sidecar in facts.sidecars])
+    findings += unknown_identities(mesh, missing, policies)
+    findings += unknown_egress_hosts(mesh, [sidecar for facts in existing for sidecar in facts.sidecars])
     findings += _unused_labels(mesh)
     findings += _disregarded(mesh)
     if not _has_sidecars(mesh):
@@ -135,16 +126,16 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
 def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
     """Yield the problems of `without_effect` for one policy or DestinationRule. Checks only this object."""
     policy, namespace = mesh.get(ref), ref.namespace
-    missing = _missing_namespaces(mesh)
+    missing = missing_namespaces(mesh)
     if namespace in missing:
-        findings = [*_in_missing(mesh, [namespace])]
+        findings = [*in_missing(mesh, [namespace])]
     elif isinstance(policy, TrafficFact):
         rules = [policy] if isinstance(policy, DestinationRule) else []
-        findings = [*_policy(_Space(mesh, namespace), policy), *_matching(mesh, rules)]
+        findings = [*_policy(_Space(mesh, namespace), policy), *unmatched_rules(mesh, rules)]
         if isinstance(policy, AuthorizationPolicy):
-            findings += _identities(mesh, missing, [policy])
+            findings += unknown_identities(mesh, missing, [policy])
         if isinstance(policy, Sidecar):
-            findings += _egress(mesh, [policy])
+            findings += unknown_egress_hosts(mesh, [policy])
         if not findings and not rules and not _has_sidecars(mesh):
             findings = [*_in_mesh_without_sidecars(mesh, [policy])]
     else:
@@ -172,23 +163,6 @@ def why_ineffective_steps(mesh: Mesh, refs: Collection[Ref]) -> Steps[list[Probl
             what = f"{ref}: {part}has no effect, because {', '.join(map(str, override.by))} overrides it"
             problems.append(Problem(where=fact.meta.origin or str(ref), what=what))
     return problems
-
-
-def _problem(owner: Object, what: str, hint: str = "", *, notice: bool = False) -> _Finding:
-    # The origin is a file and line: name the object in the text.
-    origin = owner.meta.origin
-    text = f"{owner.ref}: {what}" if origin else what
-    ref = str(owner.ref)
-    return owner.ref, Problem(where=origin or ref, what=text, hint=hint, notice=notice, subject=ref)
-
-
-def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:
-    """Yield at most MAX_PER_OBJECT problems of an object, then one with the number of omitted problems."""
-    problems = list(findings)
-    yield from problems[:MAX_PER_OBJECT]
-    if more := problems[MAX_PER_OBJECT:]:
-        are_notices = all(problem.notice for _, problem in more)
-        yield _problem(owner, f"{len(more)} more parts have no effect", notice=are_notices)
 
 
 # --- one namespace ------------------------------------------------------------------------------
@@ -254,42 +228,42 @@ def _has_rules(policy: AuthorizationPolicy) -> bool:
     return policy.restricts and bool(policy.rules)
 
 
-def _in_namespace(space: _Space) -> Iterator[_Finding]:
+def _in_namespace(space: _Space) -> Iterator[Finding]:
     """Yield the findings that depend only on this namespace, and on policies of the root namespace."""
     facts = space.facts
     for fact in facts.facts.values():
         if isinstance(fact, TrafficFact):
             yield from _policy(space, fact)
     for service in facts.services.values():
-        yield from _capped(service, _service(facts, service))
+        yield from capped(service, _service(facts, service))
     for entry in facts.service_entries:
         for service in entry.services:
             if (owner := facts.services[service.name].ref) != entry.ref:
                 what = f"host {service.name} is also defined by the older {owner}, so it has no effect"
-                yield _problem(entry, what, "remove the host from one of them")
+                yield problem_of(entry, what, "remove the host from one of them")
 
 
-def _policy(space: _Space, policy: TrafficFact) -> Iterator[_Finding]:
+def _policy(space: _Space, policy: TrafficFact) -> Iterator[Finding]:
     facts = space.facts
     match policy:
         case ModePolicy():
-            yield from _capped(policy, _mode_policy(space, policy))
+            yield from capped(policy, _mode_policy(space, policy))
         case DestinationRule(selector=selector) | Sidecar(selector=selector):
             if selector and not any(facts.selected(selector)):
                 what = f"workloadSelector {_matches_no_pod(policy, selector)}"
-                yield _problem(policy, what, _similar_label(facts, selector))
+                yield problem_of(policy, what, _similar_label(facts, selector))
         case AuthorizationPolicy():
-            yield from _capped(policy, _authorization(space, policy))
+            yield from capped(policy, _authorization(space, policy))
         case _:
             assert_never(policy)
 
 
-def _authorization(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Finding]:
+def _authorization(space: _Space, policy: AuthorizationPolicy) -> Iterator[Finding]:
     facts = space.facts
     newest = facts.authorization_policies[-1]
     if policy is newest and (total := sum(map(count_values, space.authorization_policies))) > MAX_VALUES:
         where = " and ".join(dict.fromkeys(each.namespace for each in space.authorization_policies))
-        yield _problem(
+        yield problem_of(
             policy,
             f"the AuthorizationPolicies of namespace {where} have {total} values: "
             f"a pod with more than {MAX_VALUES} denies all requests",
@@ -317,22 +291,22 @@ def _authorization(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Find
             )
             port = f"TCP port {found[1].port} of Service {found[0].name}"
             what = f"conditions on HTTP requests do not apply to {port}: {result} there"
-            yield _problem(policy, what, "restrict the rules to ports", notice=True)
+            yield problem_of(policy, what, "restrict the rules to ports", notice=True)
 
 
-def _allow(space: _Space, policy: AuthorizationPolicy) -> Iterator[_Finding]:
+def _allow(space: _Space, policy: AuthorizationPolicy) -> Iterator[Finding]:
     """Yield why an ALLOW policy changes nothing, or allows nothing."""
     others = (each for each in space.allowing_all if each.ref != policy.ref)
     shadowing = next((each for each in others if covers(each.selector, policy.selector)), None)
     if shadowing and Rule() not in policy.rules:
         what = f"{shadowing.ref} allows all requests to the same pods, so it has no effect"
-        yield _problem(policy, what, f"remove the empty rule from {shadowing.ref}")
+        yield problem_of(policy, what, f"remove the empty rule from {shadowing.ref}")
     elif not (policy.rules or space.is_root):
         closed = (services for pod, services in space.closed if covers(policy.selector, pod.meta.labels))
         if names := {name for services in closed for name in services}:
             services = join_names(sorted(names), _MAX_NAMES)
             what = f"it has no rules, so all requests to the pods of these Services are denied: {services}"
-            yield _problem(policy, what, "to allow all requests, write rules: [{}]", notice=True)
+            yield problem_of(policy, what, "to allow all requests, write rules: [{}]", notice=True)
 
 
 def _ports_in(conditions: Iterable[Condition]) -> Iterator[int]:
@@ -342,7 +316,7 @@ def _ports_in(conditions: Iterable[Condition]) -> Iterator[int]:
             yield from (int(text) for text in texts if text.isdecimal())
 
 
-def _mode_policy(space: _Space, pa: ModePolicy) -> Iterator[_Finding]:
+def _mode_policy(space: _Space, pa: ModePolicy) -> Iterator[Finding]:
     facts = space.facts
     if pa.targets:
         for target in pa.targets:
@@ -350,7 +324,7 @@ def _mode_policy(space: _Space, pa: ModePolicy) -> Iterator[_Finding]:
         return
     if space.is_root and pa.is_peer_authentication:
         if pa.selector:
-            yield _problem(
+            yield problem_of(
                 pa,
                 f"a selector in the root namespace {pa.namespace} selects nothing, so it has no effect",
                 "remove the selector to apply it to the whole mesh, or move it to the workload's namespace",
@@ -370,20 +344,21 @@ def _pods_of(facts: NamespaceFacts, policy: ModePolicy | AuthorizationPolicy) ->
 
 def _without_sidecar(
     facts: NamespaceFacts, policy: ModePolicy | AuthorizationPolicy, pods: Collection[Pod]
-) -> _Finding | None:
+) -> Finding | None:
     """Return the problem of a policy that applies to no pod with a sidecar, or None."""
     selector = policy.selector
     if selector and not pods:
         what = f"selector {_matches_no_pod(policy, selector)}"
         scaled = next((s for s in facts.services.values() if _is_scaled_to_zero(facts, s, selector)), None)
         hint = f"Service {scaled.name} selects the same workload and has no pods either" if scaled else ""
-        return _problem(policy, what, hint or _similar_label(facts, selector), notice=scaled is not None)
+        return problem_of(policy, what, hint or _similar_label(facts, selector), notice=scaled is not None)
     if not _have_no_sidecar(pods):
         return None
     if not selector:
         return _no_sidecar_in(policy)
-    what = f"selector {_format(selector)} matches only pods without a sidecar in namespace {policy.namespace}"
-    return _problem(policy, f"{what}, so it has no effect", _INJECT)
+    pods_text = f"only pods without a sidecar in namespace {policy.namespace}"
+    what = f"selector {format_selector(selector)} matches {pods_text}, so it has no effect"
+    return problem_of(policy, what, _INJECT)
 
 
 def _have_no_sidecar(pods: Iterable[Pod]) -> bool:
@@ -392,9 +367,9 @@ def _have_no_sidecar(pods: Iterable[Pod]) -> bool:
     return bool(running) and not any(running)
 
 
-def _no_sidecar_in(policy: Object) -> _Finding:
+def _no_sidecar_in(policy: Object) -> Finding:
     what = f"no pod in namespace {policy.namespace} has a sidecar, so it has no effect"
-    return _problem(policy, what, _INJECT)
+    return problem_of(policy, what, _INJECT)
 
 
 def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mapping[str, str]) -> bool:
@@ -405,7 +380,7 @@ def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mappin
 
 def _ports(
     space: _Space, policy: Object, pods: Iterable[Pod], field_name: str, numbers: Iterable[int]
-) -> Iterator[_Finding]:
+) -> Iterator[Finding]:
     """Yield the ports in a field that none of the policy's pods has."""
     unknown = set(numbers)
     known, hints = False, dict[int, str]()
@@ -421,7 +396,7 @@ def _ports(
             return
     # Pods need not declare their ports: if no port is known, any number may be correct.
     for number in sorted(unknown - space.listed_ports) if known or space.listed_ports else ():
-        yield _problem(
+        yield problem_of(
             policy,
             f"{field_name} {number}: no selected pod declares port {number}, and no Service forwards to it, "
             "so it has no effect unless the application listens on it anyway",
@@ -429,12 +404,12 @@ def _ports(
         )
 
 
-def _target(facts: NamespaceFacts, policy: ModePolicy, target: TargetSelector) -> Iterator[_Finding]:
+def _target(facts: NamespaceFacts, policy: ModePolicy, target: TargetSelector) -> Iterator[Finding]:
     if target.service in facts.unknown_services:
         return  # The Service was rejected: until it is repaired, the policy is STRICT for the namespace.
     service = facts.services.get(target.service.partition(".")[0])
     if service is None or target.service not in (service.name, service.host):
-        yield _problem(
+        yield problem_of(
             policy,
             f"target {target.service} is not a Service in namespace {policy.namespace}, so it has no effect",
             nearest(target.service, islice(facts.services, MAX_CANDIDATES)),
@@ -443,17 +418,17 @@ def _target(facts: NamespaceFacts, policy: ModePolicy, target: TargetSelector) -
     names = {name for port in service.ports for name in (port.port, port.name) if name}
     for port in target.ports:
         if port not in names:
-            yield _problem(
+            yield problem_of(
                 policy,
                 f"target {target.service} port {port}: the Service has no such port, so it has no effect",
                 f"its ports are {_format_ports(service.ports)}" if service.ports else "",
             )
     if _have_no_sidecar(facts.selected(service.selector)):
         what = f"target {target.service}: no pod of the Service has a sidecar, so it has no effect"
-        yield _problem(policy, what, _INJECT)
+        yield problem_of(policy, what, _INJECT)
 
 
-def _service(facts: NamespaceFacts, service: Service) -> Iterator[_Finding]:
+def _service(facts: NamespaceFacts, service: Service) -> Iterator[Finding]:
     listed = [group for e in facts.endpoints.get(service.name, ()) for group in e.groups if group.addresses]
     names = {port.name for group in listed for port in group.ports}
     pods = [pod for pod in facts.selected(service.selector) if not pod.ended]
@@ -462,15 +437,15 @@ def _service(facts: NamespaceFacts, service: Service) -> Iterator[_Finding]:
     if not pods and not listed:
         if service.selector:
             what = f"selector {_matches_no_pod(service, service.selector, 'it has no endpoints')}"
-            yield _problem(service, what, _similar_label(facts, service.selector), notice=True)
+            yield problem_of(service, what, _similar_label(facts, service.selector), notice=True)
         else:
             what = "it has no selector, and no EndpointSlice with addresses, so it has no endpoints"
-            yield _problem(service, what, "add an EndpointSlice or a selector", notice=True)
+            yield problem_of(service, what, "add an EndpointSlice or a selector", notice=True)
         return
     for port in service.ports:
         if pods and port.name not in names and all(target_port(port, pod) is None for pod in pods):
             declared = dict.fromkeys(f"{p.name} ({p.port})" for pod in pods for p in pod.ports if p.name)
-            yield _problem(
+            yield problem_of(
                 service,
                 f"targetPort {port.target}: no container of its pods declares a port with this name, "
                 f"so port {port.port} has no endpoints",
@@ -479,12 +454,7 @@ def _service(facts: NamespaceFacts, service: Service) -> Iterator[_Finding]:
 
 
 def _matches_no_pod(owner: Object, selector: Mapping[str, str], effect: str = "it has no effect") -> str:
-    return f"{_format(selector)} matches no pod in namespace {owner.namespace}, so {effect}"
-
-
-def _format(selector: Mapping[str, str]) -> str:
-    pairs = [f"{key}={value}" for key, value in sorted(selector.items())]
-    return ",".join((*pairs[:MAX_PAIRS], *(["..."] if len(pairs) > MAX_PAIRS else ())))
+    return f"{format_selector(selector)} matches no pod in namespace {owner.namespace}, so {effect}"
 
 
 def _format_ports(ports: Iterable[ServicePort]) -> str:
@@ -498,103 +468,12 @@ def _similar_label(facts: NamespaceFacts, selector: Mapping[str, str]) -> str:
         if (key, value) not in facts.labels:
             values = nearest(value, islice((v for k, v in facts.labels if k == key), MAX_CANDIDATES))
             keys = nearest(key, islice((k for k, v in facts.labels if v == value), MAX_CANDIDATES))
-            suggested_pair = values.replace(_DID_YOU_MEAN, f"{_DID_YOU_MEAN}{key}=")
+            suggested_pair = values.replace(DID_YOU_MEAN, f"{DID_YOU_MEAN}{key}=")
             return suggested_pair or keys.replace("?", f"={value}?")
     return ""
 
 
-# --- across namespaces --------------------------------------------------------------------------
-
-
-def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
-    """Return namespaces that seem not to exist.
-
-    They contain only policies and DestinationRules, and have no Namespace object.
-    """
-    always_exist = ("", mesh.config.root_namespace)
-    return {
-        name: None
-        for name in mesh.namespaces()
-        if name not in always_exist
-        and not mesh.get(Ref("Namespace", "", name))
-        and all(
-            isinstance(fact, TrafficFact)
-            for fact in mesh.in_namespace(name, with_defaults=False).facts.values()
-        )
-    }
-
-
-def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
-    existing = [name for name in mesh.namespaces() if name and name not in missing]
-    for name in missing:
-        what = f"namespace {name} does not exist (it contains only policies), so it has no effect"
-        hint = nearest(name, existing[:MAX_CANDIDATES])
-        for fact in mesh.in_namespace(name, with_defaults=False).facts.values():
-            yield _problem(fact, what, hint)
-
-
-def _identities(
-    mesh: Mesh, missing: Collection[str], policies: Iterable[AuthorizationPolicy]
-) -> Iterator[_Finding]:
-    """Yield the identities in policies that no known workload has; those with wildcards are not checked."""
-    known = _Identities(mesh, missing)
-    for policy in policies:
-        conditions = (condition for rule in policy.rules for condition in conditions_of(rule))
-        found = dict.fromkeys(
-            (condition.attribute, pattern.text)
-            for condition in conditions
-            if condition.attribute.is_identity
-            for pattern in (*condition.values, *condition.excluded)
-            if pattern.kind is PatternKind.EXACT
-        )
-        yield from _capped(policy, (each for pair in found for each in known.check(policy, *pair)))
-
-
-class _Identities:
-    """The identities of a mesh's workloads."""
-
-    def __init__(self, mesh: Mesh, missing: Collection[str]) -> None:
-        self._mesh = mesh
-        namespaces = (
-            fact.name for fact in mesh.in_namespace("").facts.values() if isinstance(fact, Namespace)
-        )
-        self._namespaces = {*namespaces, *mesh.namespaces()}.difference(missing, ("",))
-        self._suggestions = count()
-
-    def check(self, policy: AuthorizationPolicy, attribute: Attribute, text: str) -> Iterator[_Finding]:
-        """Yield what is wrong with an identity, or with a part of one."""
-        config, name = self._mesh.config, f"{attribute} {shown(text)}"
-        domain, namespace, account = config.trust_domain, "", ""
-        match attribute:
-            case Attribute.PRINCIPAL:
-                if not (found := _PRINCIPAL.fullmatch(text)):
-                    hint = "write TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT"
-                    yield _problem(policy, f"{name}: no pod has an identity like this", hint)
-                    return
-                named, namespace, account = found.groups()
-                domain = domain if named == DEFAULT_TRUST_DOMAIN else named
-            case Attribute.SERVICE_ACCOUNT:
-                namespace, _, account = text.partition("/")
-            case Attribute.NAMESPACE:
-                namespace = text
-            case _:
-                domain = text
-        accounts = self._mesh.in_namespace(namespace).service_accounts
-        if domain not in config.trust_domains:
-            hint = f"the trust domains of the mesh are {', '.join(config.trust_domains)}"
-            yield _problem(policy, f"{name}: no pod has this trust domain", hint)
-        elif namespace and namespace not in self._namespaces:
-            hint = self._similar(namespace, self._namespaces)
-            yield _problem(policy, f"{name}: no known object is in this namespace", hint, notice=True)
-        elif account and account not in accounts:
-            hint = self._similar(account, accounts)
-            what = f"{name}: no known pod or ServiceAccount has this identity"
-            yield _problem(policy, what, hint, notice=True)
-
-    def _similar(self, name: str, known: Iterable[str]) -> str:
-        if next(self._suggestions) >= MAX_SUGGESTIONS:
-            return ""
-        return nearest(name, islice(sorted(known), MAX_CANDIDATES))
+# --- the mesh --------------------------------------------------------------------------
 
 
 def _has_sidecars(mesh: Mesh) -> bool:
@@ -607,15 +486,15 @@ def _policies(mesh: Mesh) -> Iterator[Object]:
         yield from (fact for fact in facts if isinstance(fact, ModePolicy))
 
 
-def _in_mesh_without_sidecars(mesh: Mesh, policies: Iterable[Object]) -> Iterator[_Finding]:
+def _in_mesh_without_sidecars(mesh: Mesh, policies: Iterable[Object]) -> Iterator[Finding]:
     """Yield a problem for each policy of a mesh without sidecars; a notice if it has no pods either."""
     has_pods = any(True for _ in mesh.pods())
     for policy in policies:
         what = "no pod in the mesh has a sidecar, so it has no effect"
-        yield _problem(policy, what, _INJECT if has_pods else "", notice=not has_pods)
+        yield problem_of(policy, what, _INJECT if has_pods else "", notice=not has_pods)
 
 
-def _unused_labels(mesh: Mesh) -> Iterator[_Finding]:
+def _unused_labels(mesh: Mesh) -> Iterator[Finding]:
     """Yield the labels of Namespaces that add their pods to a mesh of Istio, but not to this one."""
     for fact in mesh.in_namespace("", with_defaults=False).facts.values():
         if not isinstance(fact, Namespace) or NAMESPACE_LABEL in fact.meta.labels:
@@ -624,10 +503,10 @@ def _unused_labels(mesh: Mesh) -> Iterator[_Finding]:
         pods = mesh.in_namespace(fact.name, with_defaults=False).pods.values()
         if label and not (pods and all(pod.has_sidecar for pod in pods)):
             what = f"label {label} has no effect: it adds no sidecar to pods, so their traffic is plaintext"
-            yield _problem(fact, what, f"label the Namespace {NAMESPACE_LABEL}=enabled", notice=True)
+            yield problem_of(fact, what, f"label the Namespace {NAMESPACE_LABEL}=enabled", notice=True)
 
 
-def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
+def _disregarded(mesh: Mesh) -> Iterator[Finding]:
     # Endpoint lookups write to a mesh's cache, and the event loop uses `mesh` at the same time.
     copy = mesh.with_own_caches()
     messages: dict[Ref, list[str]] = {}
@@ -635,106 +514,4 @@ def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
         messages.setdefault(entry.ref, []).append(entry.what)
     owners = [owner for ref in messages if (owner := copy.get(ref))]
     for owner in owners:
-        yield from _capped(owner, (_problem(owner, what) for what in messages[owner.ref]))
-
-
-def _matching(mesh: Mesh, rules: Collection[DestinationRule]) -> Iterator[_Finding]:
-    """Yield what DestinationRules match no Service, port or pod with."""
-    services = list(mesh.services()) if rules else []
-    outside: dict[str, list[Service]] = {}
-    for service in services:
-        if service.entry_host:
-            outside.setdefault(service.entry_host, []).append(service)
-    for rule in rules:
-        if rule.host != API_SERVER:
-            yield from _capped(rule, _rule(mesh, rule, services, outside))
-
-
-def _rule(
-    mesh: Mesh, rule: DestinationRule, services: list[Service], outside: Mapping[str, list[Service]]
-) -> Iterator[_Finding]:
-    """Yield what a rule matches nothing with. `outside` are the Services of ServiceEntries, by host."""
-    if rule.host.startswith("*"):
-        matched = [service for service in services if rule.is_about(service.host)]
-    else:
-        name, _, namespace = rule.host.removesuffix(_SERVICE_SUFFIX).partition(".")
-        service = mesh.service(namespace, name)
-        matched = [service] if service and rule.is_about(service.host) else outside.get(rule.host, [])
-    if not matched:
-        full_host = _suggest_full_host(mesh, rule)
-        is_external = not (full_host or rule.host.startswith("*") or rule.host.endswith(_SERVICE_SUFFIX))
-        yield _problem(
-            rule,
-            f"host {rule.host} matches no Service, so it has no effect",
-            "" if is_external else full_host or _similar_host(mesh, rule.host, services),
-            notice=is_external,
-        )
-        return
-    ports = {port.port for service in matched for port in service.ports}
-    policies = (rule.policy, *(subset.policy for subset in rule.subsets))
-    for number in sorted({number for policy in policies if policy for number in policy.ports} - ports):
-        yield _problem(
-            rule,
-            f"portLevelSettings {number}: no Service that host {rule.host} matches has this port, "
-            "so it has no effect",
-        )
-    if rule.subsets and rule.host.startswith("*"):
-        yield _problem(rule, f"subsets of the wildcard {rule.host} have no effect", notice=True)
-    for service in matched:
-        if has_too_many_subsets(rule, service):
-            yield _problem(
-                rule,
-                f"{len(rule.subsets):,} subsets of {service.ref} with {len(service.ports):,} ports would "
-                f"need more than {MAX_SUBSET_CLUSTERS:,} clusters, so its subsets have no effect",
-            )
-    pods = [
-        pod
-        for service in (matched if rule.subsets else ())
-        for pod in mesh.in_namespace(service.namespace).selected(service.selector)
-    ]
-    for subset in rule.subsets if pods else ():
-        if not any(covers(subset.labels, pod.meta.labels) for pod in pods):
-            yield _problem(
-                rule,
-                f"subset {subset.name}: {_format(subset.labels)} matches no pod of host {rule.host}, "
-                "so it has no effect",
-                notice=True,
-            )
-
-
-def _suggest_full_host(mesh: Mesh, rule: DestinationRule) -> str:
-    """Suggest the full name for a host such as `web.shop` or `web.shop.svc`; empty without such a Service."""
-    name, _, namespace = rule.host.removesuffix(".svc").partition(".")
-    return f"{_DID_YOU_MEAN}{name}.{namespace}{_SERVICE_SUFFIX}?" if mesh.service(namespace, name) else ""
-
-
-def _similar_host(mesh: Mesh, host: str, services: list[Service]) -> str:
-    namespace = host.removesuffix(_SERVICE_SUFFIX).partition(".")[2]
-    candidates = list(mesh.in_namespace(namespace).services.values()) or services
-    return nearest(host, (service.host for service in islice(candidates, MAX_CANDIDATES)))
-
-
-def _egress(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[_Finding]:
-    """Yield the services that Sidecars name, but that do not exist; hosts with wildcards are not checked."""
-    services = list(mesh.services()) if sidecars else []
-    namespaces: dict[str, set[str]] = {}
-    for service in services:
-        namespaces.setdefault(service.host, set()).add(service.namespace)
-    suggestions = count()
-    for sidecar in sidecars:
-        is_mesh_wide = sidecar.is_mesh_wide(mesh.config.root_namespace)
-        own = "*" if is_mesh_wide else sidecar.namespace  # What `.` stands for: the client's namespace.
-        unknown = list[_Finding]()
-        for namespace, host in sidecar.hosts:
-            found = namespaces.get(host, set())
-            name = own if namespace == "." else namespace
-            is_known = bool(found) if name == "*" else name in found
-            if is_known or name == "~" or "*" in host or host == API_SERVER:
-                continue
-            hint = f"{_DID_YOU_MEAN}{min(found)}/{host}?" if found else ""
-            if not found and next(suggestions) < MAX_SUGGESTIONS:
-                hint = _similar_host(mesh, host, services)
-            unknown.append(
-                _problem(sidecar, f"egress host {namespace}/{host} matches no Service", hint, notice=True)
-            )
-        yield from _capped(sidecar, unknown)
+        yield from capped(owner, (problem_of(owner, what) for what in messages[owner.ref]))
