@@ -162,6 +162,14 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             "(did you mean shop/web.shop.svc.cluster.local?)"
         ),
     ),
+    "exportTo of a Service": (
+        [pod("db", "shop"), replace(service("db", "shop"), export_to=("shop", "shpo"))],
+        "notice: Service shop/db: exportTo shpo: no known object is in this namespace (did you mean shop?)",
+    ),
+    "exportTo of a rule": (
+        [replace(rule("shop", HOST, "ISTIO_MUTUAL"), export_to=(".", "nowhere"))],
+        "notice: DestinationRule shop/rule: exportTo nowhere: no known object is in this namespace",
+    ),
     "a rule of a namespace that does not exist": (
         [rule("shpo", "nothing", "DISABLE")],
         f"DestinationRule shpo/rule: namespace shpo {NOWHERE}, {NONE} (did you mean shop?)",
@@ -405,6 +413,14 @@ def test_object_without_effect_is_reported_with_reason(facts: list[Fact], line: 
 
 
 EFFECTIVE: dict[str, list[Fact]] = {
+    "exportTo": [
+        Namespace(meta=meta("Namespace", "", "empty")),
+        pod("db", "shop"),
+        replace(service("db", "shop"), export_to=("shop", "empty")),
+        pod("private", "shop"),
+        replace(service("private", "shop"), export_to=("~",)),
+        replace(rule("shop", HOST, "ISTIO_MUTUAL"), export_to=(".",)),
+    ],
     "a lock of some pods": [peer("shop", "STRICT", name="lock", app="web")],
     "egress hosts": [
         sidecar("shop", f"./{HOST}", f"~/web.{HOST}", f"*/{HOST}", "*/*", "*/*.example.com"),

@@ -44,6 +44,7 @@ from xds.mesh.policy.unknown_names import (
     in_missing,
     missing_namespaces,
     unknown_egress_hosts,
+    unknown_export_scopes,
     unknown_identities,
     unmatched_rules,
 )
@@ -106,6 +107,10 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
     policies = (policy for facts in existing for policy in facts.authorization_policies)
     findings += unknown_identities(mesh, missing, policies)
     findings += unknown_egress_hosts(mesh, [sidecar for facts in existing for sidecar in facts.sidecars])
+    exported: list[Service | DestinationRule] = [
+        each for facts in existing for group in (facts.services.values(), facts.rules) for each in group
+    ]
+    findings += unknown_export_scopes(mesh, missing, exported)
     findings += _unused_labels(mesh)
     findings += _disregarded(mesh)
     if not _has_sidecars(mesh):
@@ -132,6 +137,7 @@ def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
     elif isinstance(policy, TrafficFact):
         rules = [policy] if isinstance(policy, DestinationRule) else []
         findings = [*_policy(_Space(mesh, namespace), policy), *unmatched_rules(mesh, rules)]
+        findings += unknown_export_scopes(mesh, missing, rules)
         if isinstance(policy, AuthorizationPolicy):
             findings += unknown_identities(mesh, missing, [policy])
         if isinstance(policy, Sidecar):

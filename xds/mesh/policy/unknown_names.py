@@ -36,6 +36,8 @@ MAX_SUGGESTIONS = 100
 
 _PRINCIPAL = re.compile("([^/]+)/ns/([^/]+)/sa/([^/]+)")
 _SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
+_SCOPES = (".", "*", "~")
+"""Entries of `exportTo` that are not names of namespaces."""
 
 
 def missing_namespaces(mesh: Mesh) -> dict[str, None]:
@@ -120,6 +122,28 @@ class _Identities:
             hint = self._suggestions.nearest(account, accounts)
             what = f"{name}: no known pod or ServiceAccount has this identity"
             yield problem_of(policy, what, hint, notice=True)
+
+
+def unknown_export_scopes(
+    mesh: Mesh, missing: Collection[str], exported: Iterable[Service | DestinationRule]
+) -> Iterator[Finding]:
+    """Yield the namespaces in `exportTo` in which no object is known."""
+    known, suggestions = _known_namespaces(mesh, missing), _Suggestions()
+    by_ref = {each.ref: each for each in exported if each.export_to}  # A ServiceEntry has several services.
+    for owner in by_ref.values():
+        unknown = [name for name in owner.export_to if name not in _SCOPES and name not in known]
+        yield from capped(
+            owner,
+            (
+                problem_of(
+                    owner,
+                    f"exportTo {name}: no known object is in this namespace",
+                    suggestions.nearest(name, known),
+                    notice=True,
+                )
+                for name in unknown
+            ),
+        )
 
 
 def _known_namespaces(mesh: Mesh, missing: Collection[str]) -> set[str]:
