@@ -92,6 +92,10 @@ class Client:
         """Whether the client has received everything once."""
         self.is_done = False
         """Whether the client has what it waits for since the last reset."""
+        self.attempts = 1
+        """Number of connections that the client has opened, including this one."""
+        self.reopen: Callable[[], Client] | None = None
+        """Opens another connection, with a new client."""
 
     def read(self) -> None:
         """Read available data. Raise Ended at the end of the stream."""

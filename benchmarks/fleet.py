@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
 import select
 import socket
 import ssl
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 from clients import Client, GrpcClient, Known, RawClient, Sidecar, prepare
@@ -18,6 +20,12 @@ from http2 import Ended
 
 _TRACKED = 10
 """Number of sidecars that record when they receive which move of an endpoint."""
+_BACKOFF = 0.5
+"""Maximum time before a refused client connects again, in seconds, as in Envoy. It doubles each time."""
+_MAX_BACKOFF = 30.0
+"""Limit of that time, in seconds, as in Envoy."""
+_MAX_ATTEMPTS = 20
+"""Maximum number of connections that a client opens until one is accepted."""
 
 
 class Fleet:
@@ -29,20 +37,29 @@ class Fleet:
         self._clients: dict[int, Client] = {}
         self._unopened: deque[Callable[[], Client]] = deque()
         """Clients that connect when others are complete."""
+        self._retries: list[tuple[float, int, int, Callable[[], Client]]] = []
+        """Clients that connect again: when, a unique number, the number of attempts, and how."""
+        self._numbers = itertools.count()
         self._known: dict[str, Known] = {}
         """Knowledge of the sidecars of each namespace."""
         self._addresses = itertools.count(1)
-        self._failures: dict[str, int] = {}
+        self._failures = Counter[str]()
+        self._refused = Counter[str]()
+        """Connections that were opened again, by reason."""
         self._reset()
 
     def run(self) -> None:
         """Run until the parent process exits."""
         while True:
-            for fd, event in self._epoll.poll():
+            delay = max(0.0, self._retries[0][0] - time.monotonic()) if self._retries else None
+            for fd, event in self._epoll.poll(delay):
                 if fd == sys.stdin.fileno():
                     read_command(lambda command: respond(self._handle(command)))
                 elif fd in self._clients:
                     self._serve(self._clients[fd], event)
+            while self._retries and self._retries[0][0] <= time.monotonic():
+                _, _, attempts, make = heappop(self._retries)
+                self._start(make, attempts)
 
     # --- for clients ----------------------------------------------------------------------------------------
 
@@ -149,10 +166,14 @@ class Fleet:
 
     def _open_next(self) -> None:
         if self._unopened:
-            client = self._unopened.popleft()()
-            self._clients[client.socket.fileno()] = client
-            self._epoll.register(client.socket, select.EPOLLIN)
-            client.write()
+            self._start(self._unopened.popleft())
+
+    def _start(self, make: Callable[[], Client], attempts: int = 1) -> None:
+        client = make()
+        client.attempts, client.reopen = attempts, make
+        self._clients[client.socket.fileno()] = client
+        self._epoll.register(client.socket, select.EPOLLIN)
+        client.write()
 
     def _open_connection(self, port: int, context: ssl.SSLContext | None = None) -> socket.socket:
         """Connect to a loopback port, from an address of the client's own, as pods do."""
@@ -175,8 +196,18 @@ class Fleet:
             if client.out:
                 client.write()
         except (Ended, OSError) as error:
-            self._failures[str(error)] = self._failures.get(str(error), 0) + 1
+            if not client.is_complete and client.attempts < _MAX_ATTEMPTS:
+                self._refused[str(error)] += 1
+                self._retry(client)
+            else:
+                self._failures[str(error)] += 1
             self._remove(client)
+
+    def _retry(self, client: Client) -> None:
+        """Connect again after a random time, as Envoy does."""
+        limit = min(_MAX_BACKOFF, _BACKOFF * 2 ** (client.attempts - 1))
+        due = time.monotonic() + random.uniform(0, limit)
+        heappush(self._retries, (due, next(self._numbers), client.attempts + 1, client.reopen))
 
     def _remove(self, client: Client) -> None:
         del self._clients[client.socket.fileno()]
@@ -190,6 +221,7 @@ class Fleet:
             if nodes is None or (isinstance(client, Sidecar) and client.node in chosen):
                 self._remove(client)
         if nodes is None:
+            self._retries.clear()
             self._known.clear()
             self._failures.clear()
         return {}
@@ -210,6 +242,7 @@ class Fleet:
     def _reset(self) -> None:
         """Start to count what the clients receive."""
         self._bytes = self._messages = self._done = 0
+        self._refused.clear()
         self._last = 0.0
         self._durations: list[float] = []
         for client in self._clients.values():
@@ -229,6 +262,7 @@ class Fleet:
             "newest_move": min(
                 (client.newest_move for client in self._sidecars() if client.moves), default=0
             ),
+            "refused": self._refused,
             "failures": self._failures,
         }
 

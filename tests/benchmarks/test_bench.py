@@ -101,5 +101,5 @@ def test_file_limit_error_has_a_hint():
     limited = f"ulimit -n 300 && exec {sys.executable} {BENCH} --quick --streams 1000"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "needs 3200 open files" in done.stderr
-    assert "ulimit -Hn 3200" in done.stderr
+    assert "needs 1200 open files" in done.stderr
+    assert "ulimit -Hn 1200" in done.stderr
