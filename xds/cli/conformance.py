@@ -259,7 +259,7 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
         levels = {report.failed_level(rule, variant) for variant in report.variants}
         table.add_row(
             rule,
-            next((level for level in Level if level in levels), report.level(rule)),
+            Level.strongest(levels) or report.level(rule) or "",
             *(_mark(report, rule, variant) for variant in report.variants),
             TITLES[rule],
         )

@@ -32,7 +32,7 @@ def _rule(report: Report, rule: str) -> dict[str, Any]:
     return {
         "rule": rule,
         "title": TITLES[rule],
-        "level": report.level(rule),
+        "level": report.level(rule) or "",
         "outcomes": {variant.value: report.outcome(rule, variant).value for variant in report.variants},
         "reason": report.reason(rule),
         "source": _source(SOURCES[rule]),

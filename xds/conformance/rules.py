@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,6 +40,11 @@ class Level(StrEnum):
         """Whether this level is as strong as another one, or stronger."""
         levels = [*Level]
         return levels.index(self) <= levels.index(lowest)
+
+    @classmethod
+    def strongest(cls, levels: Container[Level | None]) -> Level | None:
+        """Return the strongest of some levels; None without one."""
+        return next((level for level in cls if level in levels), None)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -160,9 +160,9 @@ class Report:
         )
 
     def failed_level(self, rule: str, variant: Variant) -> Level | None:
-        """Return the highest level of a rule's failed checks; None if none failed."""
+        """Return the strongest level of a rule's failed checks; None if none failed."""
         levels = {result.level for result in self.of(rule, variant) if result.outcome is Outcome.FAIL}
-        return next((level for level in Level if level in levels), None)
+        return Level.strongest(levels)
 
     def reason(self, rule: str) -> str:
         """Return why a rule is not judged; empty if it is."""
@@ -174,10 +174,9 @@ class Report:
         reasons = [result.reason for result in self.results if result.rule == rule]
         return reasons[0] if reasons else "no check for this variant or level"
 
-    def level(self, rule: str) -> str:
-        """Return the level of a rule: the highest of its checks."""
-        levels = {check.level for check in CHECKS if check.rule == rule}
-        return next((level.value for level in Level if level in levels), "")
+    def level(self, rule: str) -> Level | None:
+        """Return the level of a rule: the strongest of its checks; None if it has no check."""
+        return Level.strongest({check.level for check in CHECKS if check.rule == rule})
 
 
 async def run(
