@@ -93,7 +93,7 @@ class Client:
         self.is_done = False
         """Whether the client has what it waits for since the last reset."""
         self.attempts = 1
-        """Number of connections that the client has opened, including this one."""
+        """Number of connections until this one, including those that were refused."""
         self.reopen: Callable[[], Client] | None = None
         """Opens another connection, with a new client."""
 

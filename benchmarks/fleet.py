@@ -37,8 +37,8 @@ class Fleet:
         self._clients: dict[int, Client] = {}
         self._unopened: deque[Callable[[], Client]] = deque()
         """Clients that connect when others are complete."""
-        self._retries: list[tuple[float, int, int, Callable[[], Client]]] = []
-        """Clients that connect again: when, a unique number, the number of attempts, and how."""
+        self._retries: list[tuple[float, int, Client]] = []
+        """Refused clients that connect again: when, a unique number, and the client."""
         self._numbers = itertools.count()
         self._known: dict[str, Known] = {}
         """Knowledge of the sidecars of each namespace."""
@@ -58,8 +58,8 @@ class Fleet:
                 elif fd in self._clients:
                     self._serve(self._clients[fd], event)
             while self._retries and self._retries[0][0] <= time.monotonic():
-                _, _, attempts, make = heappop(self._retries)
-                self._start(make, attempts)
+                refused = heappop(self._retries)[2]
+                self._start(refused.reopen, refused)
 
     # --- for clients ----------------------------------------------------------------------------------------
 
@@ -168,9 +168,11 @@ class Fleet:
         if self._unopened:
             self._start(self._unopened.popleft())
 
-    def _start(self, make: Callable[[], Client], attempts: int = 1) -> None:
+    def _start(self, make: Callable[[], Client], refused: Client | None = None) -> None:
         client = make()
-        client.attempts, client.reopen = attempts, make
+        client.reopen = make
+        if refused:
+            client.attempts, client.opened_at = refused.attempts + 1, refused.opened_at
         self._clients[client.socket.fileno()] = client
         self._epoll.register(client.socket, select.EPOLLIN)
         client.write()
@@ -207,7 +209,7 @@ class Fleet:
         """Connect again after a random time, as Envoy does."""
         limit = min(_MAX_BACKOFF, _BACKOFF * 2 ** (client.attempts - 1))
         due = time.monotonic() + random.uniform(0, limit)
-        heappush(self._retries, (due, next(self._numbers), client.attempts + 1, client.reopen))
+        heappush(self._retries, (due, next(self._numbers), client))
 
     def _remove(self, client: Client) -> None:
         del self._clients[client.socket.fileno()]

@@ -160,8 +160,8 @@ def _markdown_row(title: str, cells: Iterable[str]) -> Iterator[str]:
 
 def _notes(run: Run) -> Iterator[str]:
     for title, rounds in run.results.items():
-        for what in rounds[0].more:
-            value = median(each.more[what] for each in rounds)
+        for what in dict.fromkeys(what for each in rounds for what in each.more):
+            value = median(each.more.get(what, 0) for each in rounds)
             yield f"{title}: {value:,.{1 if value > 10 else 3}f} {what}"
         if encoded := ", ".join(f"{count:,} {name}" for name, count in rounds[0].encoded.items()):
             yield f"{title}: encoded {encoded}"

@@ -219,7 +219,7 @@ class Round:
             after,
             state["last"] - made,
             detect=detect,
-            more={f"times again after: {reason}": count for reason, count in state["refused"].items()},
+            more={f"connections opened again: {why}": count for why, count in state["refused"].items()},
             megabytes=state["bytes"] / 1e6,
             **measured_floors,
         )

@@ -95,7 +95,7 @@ def slow(run: Round) -> Measurement:
 
     stalled = len(run.pods) - reading
     resumed = run.measure(resume, done=lambda state: state["done"] >= stalled)
-    result.more = {
+    result.more |= {
         "s until the slow clients had everything": resumed.seconds,
         "MB that they then received": resumed.megabytes,
     }
@@ -131,7 +131,7 @@ def restart(run: Round) -> Measurement:
     result = run.measure(replace_all, done=run.bench.all_complete)
     result.detect = 0.0
     durations = fleet.call("durations")["durations"]
-    result.more = {
+    result.more |= {
         "s until a new sidecar had everything (median)": _percentile(durations, 0.5),
         "s until a new sidecar had everything (99 %)": _percentile(durations, 0.99),
     }
@@ -170,7 +170,7 @@ def churn(run: Round) -> Measurement:
     moves = run.bench.fleet.call("moves")["moves"]
     latencies = sorted(latency for received in moves for latency in _latencies(made, received, moving))
     updates = mean(len(received) for received in moves)
-    result.more = {
+    result.more |= {
         "changes a second": len(made) / seconds,
         "s from a change to a client (median)": _percentile(latencies, 0.5),
         "s from a change to a client (99 %)": _percentile(latencies, 0.99),
