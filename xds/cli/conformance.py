@@ -259,7 +259,7 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
         levels = {report.failed_level(rule, variant) for variant in report.variants}
         table.add_row(
             rule,
-            Level.strongest(levels) or report.level(rule) or "",
+            Level.strongest(levels) or report.level(rule),
             *(_mark(report, rule, variant) for variant in report.variants),
             TITLES[rule],
         )

@@ -29,11 +29,10 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 
 def _rule(report: Report, rule: str) -> dict[str, Any]:
-    level = report.level(rule)
     return {
         "rule": rule,
         "title": TITLES[rule],
-        "level": level.value if level else "",
+        "level": report.level(rule),
         "outcomes": {variant.value: report.outcome(rule, variant).value for variant in report.variants},
         "reason": report.reason(rule),
         "source": _source(SOURCES[rule]),

@@ -174,9 +174,10 @@ class Report:
         reasons = [result.reason for result in self.results if result.rule == rule]
         return reasons[0] if reasons else "no check for this variant or level"
 
-    def level(self, rule: str) -> Level | None:
-        """Return the level of a rule: the strongest of its checks; None if it has no check."""
-        return Level.strongest({check.level for check in CHECKS if check.rule == rule})
+    def level(self, rule: str) -> str:
+        """Return the level of a rule: the strongest of its checks; empty if it has no check."""
+        level = Level.strongest({check.level for check in CHECKS if check.rule == rule})
+        return level.value if level else ""
 
 
 async def run(

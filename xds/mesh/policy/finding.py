@@ -13,6 +13,7 @@ MAX_PAIRS = 5
 """Maximum number of selector labels in a message."""
 
 Finding: TypeAlias = tuple[Ref, Problem]
+"""An object, and what is wrong with it."""
 
 
 def problem_of(owner: Object, what: str, hint: str = "", *, notice: bool = False) -> Finding:

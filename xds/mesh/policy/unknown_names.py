@@ -128,8 +128,10 @@ def unknown_export_scopes(
     mesh: Mesh, missing: Collection[str], exported: Iterable[Service | DestinationRule]
 ) -> Iterator[Finding]:
     """Yield the namespaces in `exportTo` in which no object is known."""
-    known, suggestions = _known_namespaces(mesh, missing), _Suggestions()
     by_ref = {each.ref: each for each in exported if each.export_to}  # A ServiceEntry has several services.
+    if not by_ref:  # In most meshes.
+        return
+    known, suggestions = _known_namespaces(mesh, missing), _Suggestions()
     for owner in by_ref.values():
         unknown = [name for name in owner.export_to if name not in _SCOPES and name not in known]
         yield from capped(
@@ -158,11 +160,13 @@ class _Suggestions:
     def __init__(self) -> None:
         self._number = count()
 
+    def take(self) -> bool:
+        """Count a name. Return whether the limit allows to look for a similar one."""
+        return next(self._number) < MAX_SUGGESTIONS
+
     def nearest(self, name: str, known: Iterable[str]) -> str:
         """Return `did you mean ...?` with the most similar known name, or an empty string."""
-        if next(self._number) >= MAX_SUGGESTIONS:
-            return ""
-        return nearest(name, islice(sorted(known), MAX_CANDIDATES))
+        return nearest(name, islice(sorted(known), MAX_CANDIDATES)) if self.take() else ""
 
 
 def unmatched_rules(mesh: Mesh, rules: Collection[DestinationRule]) -> Iterator[Finding]:
@@ -247,7 +251,7 @@ def unknown_egress_hosts(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[
     namespaces: dict[str, set[str]] = {}
     for service in services:
         namespaces.setdefault(service.host, set()).add(service.namespace)
-    suggestions = count()
+    suggestions = _Suggestions()
     for sidecar in sidecars:
         is_mesh_wide = sidecar.is_mesh_wide(mesh.config.root_namespace)
         own = "*" if is_mesh_wide else sidecar.namespace  # What `.` stands for: the client's namespace.
@@ -259,7 +263,7 @@ def unknown_egress_hosts(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[
             if is_known or name == "~" or "*" in host or host == API_SERVER:
                 continue
             hint = f"{DID_YOU_MEAN}{min(found)}/{host}?" if found else ""
-            if not found and next(suggestions) < MAX_SUGGESTIONS:
+            if not found and suggestions.take():
                 hint = _similar_host(mesh, host, services)
             unknown.append(
                 problem_of(sidecar, f"egress host {namespace}/{host} matches no Service", hint, notice=True)
