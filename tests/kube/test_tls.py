@@ -6,19 +6,25 @@ Certificates of EKS lack the authority key identifier, and CAs of older MicroK8s
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
+import hashlib
 import ipaddress
+import re
 import socket
 import ssl
 import threading
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeAlias
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.http import WS_KEY
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,8 +32,11 @@ from cryptography.x509.oid import NameOID
 from kubernetes.aio import client
 
 from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.port_forward import PROTOCOL
 
 DAY = timedelta(days=1)
+CLOSE_FRAME = b"\x88\x02\x03\xe8"
+"""WebSocket frame that closes normally (status 1000)."""
 CA_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
 
 
@@ -131,7 +140,51 @@ async def test_expired_certificate_is_refused(tmp_path):
             await read_version(root, port)
 
 
-def test_streams_are_closed_at_once(tmp_path):
+Answer: TypeAlias = Callable[[ssl.SSLSocket], object]
+Use: TypeAlias = Callable[[KubeApi], Awaitable[object]]
+
+
+async def read_line(api: KubeApi) -> None:
+    async with api.stream("/", idle=10) as content:
+        line = await content.readline()
+    assert line == b"{}\n"
+
+
+def send_line(stream: ssl.SSLSocket) -> None:
+    stream.recv(65536)
+    stream.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n")
+
+
+async def open_and_close(api: KubeApi) -> None:
+    await (await api.websocket("/", PROTOCOL)).close()
+
+
+async def wait_for_close(api: KubeApi) -> None:
+    socket = await api.websocket("/", PROTOCOL)
+    assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE
+
+
+def accept(stream: ssl.SSLSocket) -> None:
+    request = stream.recv(65536)
+    key = re.search(rb"sec-websocket-key: (\S+)", request, re.IGNORECASE)
+    digest = hashlib.sha1(key[1] + WS_KEY).digest()
+    stream.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Protocol: %b\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+        % (PROTOCOL.encode(), base64.b64encode(digest))
+    )
+
+
+def accept_and_close(stream: ssl.SSLSocket) -> None:
+    accept(stream)
+    stream.sendall(CLOSE_FRAME)
+
+
+@pytest.mark.parametrize(
+    ("answer", "use"),
+    [(send_line, read_line), (accept_and_close, open_and_close), (accept_and_close, wait_for_close)],
+)
+def test_connections_are_closed_at_once(tmp_path: Path, answer: Answer, use: Use) -> None:
     """A server that is slow to end TLS keeps no connection open."""
     root, context = write_certificates(tmp_path)
     done = threading.Event()
@@ -139,21 +192,20 @@ def test_streams_are_closed_at_once(tmp_path):
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with context.wrap_socket(connection, server_side=True) as stream:
-            stream.recv(65536)
-            stream.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n")
+            answer(stream)
             done.wait(30)
 
-    async def read_line(port: int) -> bytes:
+    async def connect(port: int) -> None:
         configuration = client.Configuration(host=f"https://127.0.0.1:{port}", ssl_ca_cert=str(root))
-        async with KubeApi(configuration, "default") as api, api.stream("/", idle=10) as content:
-            return await content.readline()
+        async with KubeApi(configuration, "default") as api:
+            await use(api)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         server = threading.Thread(target=serve, args=[listener])
         server.start()
         try:
-            assert asyncio.run(read_line(listener.getsockname()[1])) == b"{}\n"
+            asyncio.run(connect(listener.getsockname()[1]))
             gc.collect()
         finally:
             done.set()

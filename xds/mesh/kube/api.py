@@ -94,7 +94,11 @@ class KubeApi:
     ) -> None:
         # With `trust_env`, each request would look for a proxy in the environment, in a thread.
         has_proxy = bool(getproxies())
-        configuration.client_session_kwargs = {"raise_for_status": _require_upgrade, "trust_env": has_proxy}
+        configuration.client_session_kwargs = {
+            "raise_for_status": _require_upgrade,
+            "trust_env": has_proxy,
+            "ws_response_class": _WebSocket,
+        }
         # By default, Python 3.13 requires extensions that certificates of EKS and of older MicroK8s clusters
         # lack. kubectl accepts these certificates. The chain, the name and the validity are still verified.
         configuration.disable_strict_ssl_verification = True
@@ -382,6 +386,19 @@ def _query_value(value: object) -> str:
 
 def _unreachable_error(server: str, error: BaseException) -> KubeError:
     return KubeError(0, f"the API server at {server} cannot be reached: {str(error) or type(error).__name__}")
+
+
+class _WebSocket(aiohttp.ClientWebSocketResponse):
+    """A WebSocket that is closed without waiting for the server's end of TLS."""
+
+    async def close(self, *, code: int = aiohttp.WSCloseCode.OK, message: bytes = b"") -> bool:
+        connection = self._response.connection
+        transport = connection and connection.transport
+        try:
+            return await super().close(code=code, message=message)
+        finally:
+            if transport:
+                transport.abort()
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:
