@@ -51,7 +51,6 @@ def test_sidecar_is_read(spec, hosts, selector):
     [
         ("{ingress: [{port: {number: 80}}]}", "spec.ingress is not supported, so it has no effect"),
         ("{inboundConnectionPool: {tcp: {}}}", "spec.inboundConnectionPool is not supported"),
-        ("{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}", "spec.outboundTrafficPolicy is NOT enforced"),
         ("{egress: [{hosts: [./*], port: {number: 80}}]}", "spec.egress[0].port is ignored"),
         ("{egress: [{hosts: [./*], bind: 127.0.0.1}]}", "spec.egress[0].bind is ignored"),
         ("{egress: [{hosts: [./*], captureMode: NONE}]}", "spec.egress[0].captureMode is ignored"),
@@ -88,6 +87,47 @@ def test_clients_of_a_rejected_sidecar_see_all_services(spec, problem):
     assert isinstance(fact, Sidecar)
     assert (fact.hosts, fact.selector) == ((("*", "*"),), {})
     assert fact.scope_unknown is ("workloadSelector" in spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("{}", None),
+        ("{outboundTrafficPolicy: null}", None),
+        ("{outboundTrafficPolicy: {}}", False),
+        ("{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}", False),
+        ("{outboundTrafficPolicy: {mode: ALLOW_ANY}}", True),
+    ],
+)
+@pytest.mark.parametrize("rejected", [False, True])
+def test_outbound_traffic_policy_is_read(spec, expected, rejected):
+    found = parsed(spec.replace("{", "{egress: [{}], ", 1) if rejected else spec)
+    fact = found.replacement.fact if found.replacement else found.fact
+
+    assert found.refused is rejected
+    assert isinstance(fact, Sidecar)
+    assert fact.allow_any_outbound is expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem"),
+    [
+        ("{mode: DENY}", "mode must be one of ALLOW_ANY, REGISTRY_ONLY, not 'DENY'"),
+        ("{mode: ALLOW_ANY, egressProxy: {host: proxy.shop}}", "egressProxy is not a known field"),
+        ("ALLOW_ANY", "must be a mapping, not 'ALLOW_ANY'"),
+    ],
+)
+def test_unknown_outbound_traffic_policy_is_registry_only(policy, problem):
+    found = parsed(f"{{outboundTrafficPolicy: {policy}}}")
+
+    assert problem in str(found.problems[0])
+    assert found.replacement
+    assert isinstance(found.replacement.fact, Sidecar)
+    assert found.replacement.fact.allow_any_outbound is False
+    assert found.replacement.effect == (
+        "clients that it applies to see all services that are exported to them, and cannot connect to other "
+        "addresses"
+    )
 
 
 def test_rejected_sidecar_keeps_a_selector_that_can_be_read():

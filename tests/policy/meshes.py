@@ -107,7 +107,12 @@ def policies(draw: st.DrawFn) -> Fact:
                 st.sampled_from([".", "*", *NAMESPACES]), st.sampled_from(["*", "x1.a.svc.cluster.local"])
             )
             hosts = tuple(draw(st.lists(entries, max_size=2)))
-            return Sidecar(meta=meta("Sidecar", namespace, name), hosts=hosts, selector=draw(SELECTORS))
+            return Sidecar(
+                meta=meta("Sidecar", namespace, name),
+                hosts=hosts,
+                selector=draw(SELECTORS),
+                allow_any_outbound=draw(st.sampled_from((None, True, False))),
+            )
     exports = st.lists(st.sampled_from([".", "*", *NAMESPACES]), max_size=2, unique=True)
     return rule(
         namespace,

@@ -9,6 +9,7 @@ import pytest
 
 from tests.policy.test_ownership import CLIENT, NAKED, PROXIED, headless
 from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, service, sidecar
+from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, Protocol, Ref, Service
@@ -19,7 +20,7 @@ from xds.mesh.policy.ineffective import without_effect
 from xds.mesh.policy.prediction import predict_change, scope_of
 from xds.mesh.policy.reach import Failure, outcome
 from xds.mesh.policy.remedy import remedy
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 WEB, OWN = pod("web", "shop"), pod("client", "shop")
 SHOP = service("web", "shop", TCP, age=5)
@@ -218,6 +219,43 @@ def test_change_of_a_sidecar_changes_its_clients_and_keeps_what_others_share():
     changed = after.apply(Change(applied=(sidecar("third", "shop/*"),)))
     assert name in translate(changed, CLIENT).of(CLUSTER)
     assert name in translate(changed.apply(Change(removed=(change.applied[0].ref,))), CLIENT).of(CLUSTER)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize(("namespace", "labels"), [("third", {}), ("third", {"app": "client"}), (ROOT, {})])
+def test_outbound_traffic_policy_of_a_sidecar_overrides_that_of_the_mesh(everywhere, namespace, labels):
+    def default_cluster(world: Mesh, client: Pod) -> str:
+        listener = translate(world, client).of(LISTENER)["virtualOutbound"]
+        return str(to_dict(LISTENER, listener.body)["default_filter_chain"]["name"])
+
+    inherited, allowed, blocked = (
+        sidecar(namespace, "./*", allow_any=value, **labels) for value in (None, True, False)
+    )
+    world = mesh(CLIENT, OWN, WEB, exported("shop"), inherited, allow_any_outbound=everywhere)
+    expected = HIDDEN if everywhere else "fails not-exported"
+    assert result(world, CLIENT) == expected
+    for policy, how, cluster in (
+        (allowed, HIDDEN, "PassthroughCluster"),
+        (blocked, "fails not-exported", "BlackHoleCluster"),
+    ):
+        change = Change(applied=(policy,))
+        changed = world.apply(change)
+        assert (result(changed, CLIENT), default_cluster(changed, CLIENT)) == (how, cluster)
+        assert result(changed, OWN) == SEEN
+        effects = predict_change(world, changed, scope_of(change, world, changed)).hops
+        assert len(effects) == (how != expected)
+
+
+def test_outbound_traffic_policy_of_a_sidecar_decides_about_unknown_hosts_of_a_port():
+    def route_names(world: Mesh) -> list[str]:
+        found = to_dict(ROUTE, translate(world, CLIENT).of(ROUTE)["80"].body)
+        return [host["name"] for host in found["virtual_hosts"]]
+
+    world = mesh(CLIENT, pod("api", "third"), service("api", "third", HTTP))
+    assert "allow_any" in route_names(world)
+    assert "allow_any" not in route_names(
+        world.apply(Change(applied=(sidecar("third", "*/*", allow_any=False),)))
+    )
 
 
 def test_rejected_sidecar_hides_nothing_although_another_has_a_selector():

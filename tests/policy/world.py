@@ -97,10 +97,20 @@ def peer(
 
 
 def sidecar(
-    namespace: str, *hosts: str, name: str = "default", age: float | None = None, **selector: str
+    namespace: str,
+    *hosts: str,
+    name: str = "default",
+    age: float | None = None,
+    allow_any: bool | None = None,
+    **selector: str,
 ) -> Sidecar:
     pairs = tuple((host.partition("/")[0], host.partition("/")[2]) for host in hosts)
-    return Sidecar(meta=meta("Sidecar", namespace, name, age=age), hosts=pairs, selector=selector)
+    return Sidecar(
+        meta=meta("Sidecar", namespace, name, age=age),
+        hosts=pairs,
+        selector=selector,
+        allow_any_outbound=allow_any,
+    )
 
 
 def policy(

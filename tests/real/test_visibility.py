@@ -17,12 +17,15 @@ pytestmark = [pytest.mark.netns, pytest.mark.envoy]
 CALLS = ((HTTP1, 80), (TCP, 90))
 
 
-def sidecar(namespace: str, *hosts: str) -> Manifest:
+def sidecar(namespace: str, *hosts: str, mode: str = "") -> Manifest:
     return {
         "apiVersion": "networking.istio.io/v1",
         "kind": "Sidecar",
         "metadata": {"name": "default", "namespace": namespace},
-        "spec": {"egress": [{"hosts": list(hosts)}]},
+        "spec": {
+            "egress": [{"hosts": list(hosts)}],
+            **({"outboundTrafficPolicy": {"mode": mode}} if mode else {}),
+        },
     }
 
 
@@ -71,5 +74,10 @@ async def test_change_reaches_the_sidecars_that_it_concerns(tmp_path):
                 PLAINTEXT,
             ]
             assert await hows("front, shop", isolate) == [PLAINTEXT, MTLS, PLAINTEXT]
+            limit, isolate = (
+                sidecar("istio-system", "./*", mode="REGISTRY_ONLY"),
+                sidecar("back", "~/*", mode="ALLOW_ANY"),
+            )
+            assert await hows("", limit, isolate) == [MTLS, FAILS, PLAINTEXT]
             assert await hows() == [MTLS, MTLS, MTLS]
             assert await hows("~", outboundTrafficPolicy={"mode": "REGISTRY_ONLY"}) == [FAILS, FAILS, FAILS]

@@ -42,13 +42,13 @@ class OutboundAddress(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def redirect_listener(config: MeshConfig, families: tuple[Family, ...]) -> Resource:
+def redirect_listener(config: MeshConfig, families: tuple[Family, ...], *, allow_any: bool) -> Resource:
     """Return the listener that iptables redirects all outbound connections to.
 
     Envoy passes a connection to the listener for its original destination. If there is none, the default
-    filter chain handles it.
+    filter chain handles it: with `allow_any`, it passes the connection through, and closes it otherwise.
     """
-    default_cluster = names.PASSTHROUGH if config.allow_any_outbound else names.BLACK_HOLE
+    default_cluster = names.PASSTHROUGH if allow_any else names.BLACK_HOLE
     address, more_addresses = bound_to(wildcards(families), config.proxy_listen_port)
     listener = Listener(
         name=NAME,

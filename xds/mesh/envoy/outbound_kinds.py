@@ -23,7 +23,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Interception, Pod, Ref, Service
 from xds.mesh.policy.destination import ClientRule, served_client_rule, served_rule_key
 from xds.mesh.policy.listeners import sidecar_ports
-from xds.mesh.policy.visibility import Imports, imports_of, is_exported, is_imported
+from xds.mesh.policy.visibility import Imports, allows_any_outbound, imports_of, is_exported, is_imported
 from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, EXTENSION_CONFIG, LISTENER, ROUTE, Resource, ResourceSet
 
 _MAX_LAYERS = 4096
@@ -47,6 +47,8 @@ class ClientKind(NamedTuple):
     """IP versions of their addresses."""
     imports: Imports
     """Services that their Sidecar lets them see."""
+    allow_any: bool
+    """Whether their connections to unknown addresses are passed through."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +123,10 @@ def kind_of(mesh: Mesh, pod: Pod, features: Features) -> ClientKind:
     rules = served_rule_key(mesh, pod.namespace, pod.meta.labels)
     client = locality.client_of(mesh, pod)
     imports = imports_of(mesh, pod.namespace, pod.meta.labels)
-    return ClientKind(pod.namespace, rules, pod.interception, features, client, pod.families, imports)
+    allow_any = allows_any_outbound(mesh, pod.namespace, pod.meta.labels)
+    return ClientKind(
+        pod.namespace, rules, pod.interception, features, client, pod.families, imports, allow_any
+    )
 
 
 def known_outbound(mesh: Mesh, kind: ClientKind) -> Outbound | None:
@@ -265,7 +270,7 @@ class _KindBuilder:
         if not self.is_intercepted:
             proxy = routes.route_configuration(names.HTTP_PROXY, hosts, allow_any=False, proxied=True)
             return EMPTY, _shared((proxy,))
-        lds = [outbound.redirect_listener(config, self.kind.families)]
+        lds = [outbound.redirect_listener(config, self.kind.families, allow_any=self.kind.allow_any)]
         # If several Services' EndpointSlices contain the same external address, the listener of the oldest
         # Service is used.
         lds += {r.name: r for service in reversed(by_age) for r in reversed(service.listeners)}.values()
@@ -277,9 +282,7 @@ class _KindBuilder:
         for port in sorted(by_port.keys() - sidecar_ports(mesh)):
             lds.append(outbound.http_listener(port, self.kind.families))
             rds.append(
-                routes.route_configuration(
-                    str(port), tuple(by_port[port]), allow_any=config.allow_any_outbound
-                )
+                routes.route_configuration(str(port), tuple(by_port[port]), allow_any=self.kind.allow_any)
             )
             yield
         return _shared(tuple(lds)), _shared(tuple(rds))

@@ -512,12 +512,14 @@ class DestinationRule(Object):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar(Object):
-    """networking.istio.io Sidecar: which of the services that are exported to its clients they see."""
+    """networking.istio.io Sidecar: the services that its clients see, of those that are exported to them."""
 
     hosts: tuple[tuple[str, str], ...] = (("*", "*"),)
     """spec.egress[].hosts: namespaces (`*` for all, `.` for the client's), each with a host of services."""
     selector: Mapping[str, str] = field(default_factory=dict)
     """spec.workloadSelector.labels of its clients; empty for the whole namespace or mesh."""
+    allow_any_outbound: bool | None = None
+    """True for spec.outboundTrafficPolicy ALLOW_ANY, False for REGISTRY_ONLY, None for that of the mesh."""
     scope_unknown: bool = False
     """Whether it replaces a rejected object whose selector is not known."""
 

@@ -9,6 +9,7 @@ from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.entries import workload_selector
 from xds.mesh.parse.fail_closed import FailClosed, as_oldest, oldest
+from xds.mesh.parse.meshconfig import OutboundPolicy
 from xds.mesh.parse.reading import Field, Log, shown
 
 _LISTENER = "port bind captureMode"
@@ -24,11 +25,6 @@ def sidecar(obj: Field, meta: Meta) -> Sidecar:
     for name in ("ingress", "inboundConnectionPool"):
         if spec[name]:
             spec[name].warn("is not supported, so it has no effect")
-    if spec["outboundTrafficPolicy"]:
-        what = (
-            "is NOT enforced: connections to unknown addresses pass through if the mesh's setting allows them"
-        )
-        spec["outboundTrafficPolicy"].warn(what, "set outboundTrafficPolicy in the mesh settings")
     hosts: dict[tuple[str, str], None] = {}
     for entry in spec["egress"].items():
         entry.mapping(f"hosts {_LISTENER}", strict=True)
@@ -38,8 +34,20 @@ def sidecar(obj: Field, meta: Meta) -> Sidecar:
         if not entry["hosts"].value:
             entry["hosts"].refuse("is required", "write ~/* for no service")
         hosts.update(dict.fromkeys(map(_host, entry["hosts"].items())))
-    found = Sidecar(meta=meta, selector=workload_selector(spec["workloadSelector"]))
+    found = Sidecar(
+        meta=meta,
+        selector=workload_selector(spec["workloadSelector"]),
+        allow_any_outbound=_allow_any_outbound(spec["outboundTrafficPolicy"]),
+    )
     return replace(found, hosts=tuple(hosts)) if hosts else found
+
+
+def _allow_any_outbound(policy: Field) -> bool | None:
+    if policy.value is None:
+        return None
+    policy.mapping("mode", strict=True)
+    # Istio's default is REGISTRY_ONLY, unlike that of MeshConfig.
+    return policy["mode"].choice(OutboundPolicy) is OutboundPolicy.ALLOW_ANY
 
 
 def _host(field: Field) -> tuple[str, str]:
@@ -61,10 +69,17 @@ def _host(field: Field) -> tuple[str, str]:
 def sidecar_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
     """Return the replacement of a rejected Sidecar: its clients see all services that are exported to them.
 
-    Otherwise, they would pass connections to hidden services through in plaintext.
+    Otherwise, they would pass connections to hidden services through in plaintext. If its
+    outboundTrafficPolicy cannot be read, it is REGISTRY_ONLY.
     """
-    if isinstance(parsed, Sidecar) and log.is_readable("spec", "workloadSelector"):
-        fact = Sidecar(meta=oldest(meta, log), selector=parsed.selector)
+    known = parsed if isinstance(parsed, Sidecar) else None
+    if known and log.is_readable("spec", "workloadSelector"):
+        fact = Sidecar(meta=oldest(meta, log), selector=known.selector)
     else:
         fact = Sidecar(meta=as_oldest(meta), scope_unknown=True)
-    return FailClosed(fact, "clients that it applies to see all services that are exported to them")
+    effect = "clients that it applies to see all services that are exported to them"
+    if known and log.is_readable("spec", "outboundTrafficPolicy"):
+        return FailClosed(replace(fact, allow_any_outbound=known.allow_any_outbound), effect)
+    return FailClosed(
+        replace(fact, allow_any_outbound=False), f"{effect}, and cannot connect to other addresses"
+    )

@@ -32,6 +32,7 @@ from xds.mesh.policy.mtls import (
     is_excluded,
 )
 from xds.mesh.policy.ownership import Contest, contest_of
+from xds.mesh.policy.visibility import allows_any_outbound
 
 
 class Result(StrEnum):
@@ -330,7 +331,8 @@ def answer_to_plaintext(mesh: Mesh, endpoint: Endpoint, request: Request | None 
 
 def _passes_through(mesh: Mesh, client: Pod) -> bool:
     """Whether the sidecar of a client passes connections to unknown addresses through."""
-    return mesh.config.allow_any_outbound and client.interception is Interception.REDIRECT
+    is_intercepted = client.interception is Interception.REDIRECT
+    return is_intercepted and allows_any_outbound(mesh, client.namespace, client.meta.labels)
 
 
 def _closed(hidden: Decision | None) -> Answer:

@@ -51,6 +51,14 @@ def default_sidecar(mesh: Mesh) -> Sidecar | None:
     return next((found for found in mesh.in_namespace(root).sidecars if found.is_mesh_wide(root)), None)
 
 
+def allows_any_outbound(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> bool:
+    """Whether connections of clients to unknown addresses are passed through (ALLOW_ANY)."""
+    sidecar = sidecar_of(mesh, namespace, labels)
+    if sidecar is None or sidecar.allow_any_outbound is None:
+        return mesh.config.allow_any_outbound
+    return sidecar.allow_any_outbound
+
+
 def imports_of(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> Imports:
     """Return the services that the Sidecar of clients lets them see."""
     sidecar = sidecar_of(mesh, namespace, labels)
