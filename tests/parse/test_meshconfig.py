@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from xds.mesh.model.objects import MeshConfig, PathNormalization, TlsSettings
+from xds.mesh.model.objects import MeshConfig, PathNormalization, Requirement, TlsSettings
 from xds.mesh.parse import dotted, mesh_config, settings
 
 
@@ -29,6 +29,11 @@ def test_all_settings() -> None:
             "rootNamespace": "istio-config",
             "defaultDestinationRuleExportTo": ["."],
             "defaultServiceExportTo": ["~"],
+            "discoverySelectors": [
+                {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "x/y", "operator": "Exists"}]},
+                {"matchExpressions": [{"key": "c", "operator": "In", "values": ["d", "e"]}]},
+                {},
+            ],
             "protocolDetectionTimeout": "100ms",
             "connectTimeout": "1s",
             "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"},
@@ -54,6 +59,11 @@ def test_all_settings() -> None:
         root_namespace="istio-config",
         default_destination_rule_export_to=(".",),
         default_service_export_to=("~",),
+        discovery_selectors=(
+            (Requirement("a", "In", ("b",)), Requirement("x/y", "Exists")),
+            (Requirement("c", "In", ("d", "e")),),
+            (),
+        ),
         protocol_detection_timeout=0.1,
         connect_timeout=1,
         allow_any_outbound=False,
@@ -106,6 +116,19 @@ def test_invalid_sds_socket_is_refused(said: str) -> None:
         ({"trustDomainAliases": "a"}, "trustDomainAliases must be a list, not 'a'"),
         ({"rootNamespace": "A"}, "rootNamespace 'A' is not a DNS label"),
         ({"defaultServiceExportTo": ["~", "a"]}, "'~' is no namespace and must be the only entry"),
+        ({"discoverySelectors": {"a": "b"}}, "discoverySelectors must be a list, not a mapping"),
+        ({"discoverySelectors": [{"a": "b"}]}, "discoverySelectors[0].a is not a known field"),
+        ({"discoverySelectors": [{"matchLabels": {"a": None}}]}, "a must be a string, not null"),
+        *(
+            ({"discoverySelectors": [{"matchExpressions": [{"key": "a", **expression}]}]}, said)
+            for expression, said in (
+                ({}, "operator is required"),
+                ({"operator": "in"}, "must be one of In, NotIn, Exists, DoesNotExist, not 'in'"),
+                ({"operator": "In"}, "values is required with In"),
+                ({"operator": "Exists", "values": ["b"]}, "values must be empty with Exists"),
+                ({"operator": "Exists", "key": ""}, "key is required"),
+            )
+        ),
         ({"defaultDestinationRuleExportTo": ["~"]}, "[0] '~' is not a DNS label"),
         ({"protocolDetectionTimeout": "0s"}, "must be at least 1ms: with less, Envoy would wait forever"),
         ({"protocolDetectionTimeout": "1ns"}, "must be at least 1ms"),

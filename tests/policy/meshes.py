@@ -20,8 +20,10 @@ from xds.mesh.model.objects import (
     Fact,
     Interception,
     MeshConfig,
+    Namespace,
     Pod,
     Ref,
+    Requirement,
     Service,
     ServicePort,
     Sidecar,
@@ -163,6 +165,11 @@ TLS = st.none() | st.builds(
 )
 
 
+LABELLED = tuple(
+    Namespace(meta=meta("Namespace", "", name, team=team)) for name in NAMESPACES for team in ("a", "b")
+)
+
+
 @st.composite
 def facts(draw: st.DrawFn) -> list[Fact]:
     """Facts with different names."""
@@ -171,6 +178,7 @@ def facts(draw: st.DrawFn) -> list[Fact]:
         *draw(st.lists(pods(), max_size=4)),
         *draw(st.lists(services(), max_size=3)),
         *draw(st.lists(slices(), max_size=2)),
+        *draw(st.lists(st.sampled_from(LABELLED), max_size=1)),
     ]
     return list({fact.ref: fact for fact in drawn}.values())
 
@@ -180,6 +188,7 @@ BASE: tuple[Fact, ...] = (
     replace(pod("x1-0", "a", app="x1"), service_account="one"),
     replace(pod("x1-1", "a", app="x1"), service_account="two"),
     pod("x1-2", "a", sidecar=False, app="x1"),
+    Namespace(meta=meta("Namespace", "", "a", team="a")),
     *(pod("v1", namespace, version="v1") for namespace in (*NAMESPACES, ROOT)),
     *(pod("v2", namespace, version="v2") for namespace in (*NAMESPACES, ROOT)),
 )
@@ -194,5 +203,6 @@ def meshes(draw: st.DrawFn) -> Mesh:
         allow_any_outbound=draw(st.booleans()),
         default_destination_rule_export_to=draw(st.sampled_from([("*",), (".",), ("b",)])),
         default_service_export_to=draw(st.sampled_from([("*",), ("*",), (".",)])),
+        discovery_selectors=draw(st.sampled_from([(), (), ((Requirement("team", "NotIn", ("b",)),),)])),
     )
     return Mesh([*BASE, *draw(facts())], config)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests.policy.test_ownership import CLIENT, NAKED, PROXIED, headless
-from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, service, sidecar
+from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, service, sidecar
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod, Protocol, Ref, Service
+from xds.mesh.model.objects import Change, Namespace, Pod, Protocol, Ref, Requirement, Service
 from xds.mesh.policy.conflicts import Overridden, overridden
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.hops import hops
@@ -25,6 +25,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 WEB, OWN = pod("web", "shop"), pod("client", "shop")
 SHOP = service("web", "shop", TCP, age=5)
 STRICT = peer("shop", "STRICT")
+SEEN = "mtls auto-mtls"
 HIDDEN = "plaintext not-exported"
 
 
@@ -112,13 +113,13 @@ def test_explanation_names_the_object_that_hides_the_service(own, by):
     ((found, _),) = explain(world, CLIENT, world.service("shop", "web"), SHOP.ports)
 
     assert found.why == (
-        "the client does not see the service (exportTo, defaultServiceExportTo or a Sidecar), so the "
+        "the client does not see the service (exportTo, mesh settings or a Sidecar), so the "
         "client's sidecar passes the connection through, but the server accepts mutual TLS only"
     )
     assert (found.client.decided_by and str(found.client.decided_by)) == by
     (hop,) = (hop for hop in hops(world) if hop.answer.reason is Failure.NOT_EXPORTED_PLAINTEXT)
     assert remedy(hop.answer, "third/client", CLIENT) == (
-        "let third/client see the service (exportTo, defaultServiceExportTo or egress of a Sidecar), "
+        "let third/client see the service (exportTo, mesh settings or egress of a Sidecar), "
         "or use PERMISSIVE in PeerAuthentication shop/default"
     )
 
@@ -131,6 +132,34 @@ def test_plan_says_that_a_hidden_service_loses_mutual_tls():
     (hop,) = predict_change(world, after, scope_of(change, world, after)).hops
     assert [pod.ref for client in hop.clients for pod in client.pods] == [CLIENT.ref]
     assert (str(hop.effect), f"{hop.after.result} {hop.after.reason}") == ("plaintext", HIDDEN)
+
+
+def labelled(name: str, **labels: str) -> Namespace:
+    return Namespace(meta=meta("Namespace", "", name, **labels))
+
+
+def test_services_of_namespaces_that_are_not_selected_are_hidden():
+    selectors = ((Requirement("mesh", "In", ("yes",)),), (Requirement("team", "Exists"),))
+    world = mesh(CLIENT, OWN, WEB, exported("*"), discovery_selectors=selectors)
+    assert result(world, OWN) == result(world, CLIENT) == SEEN, "the labels of the namespace are not known"
+
+    for labels, expected in (
+        ({"mesh": "no"}, HIDDEN),
+        ({"mesh": "yes"}, SEEN),
+        ({"team": ""}, SEEN),
+        ({}, HIDDEN),
+    ):
+        change = Change(applied=(labelled("shop", **labels),))
+        after = world.apply(change)
+        assert result(after, OWN) == result(after, CLIENT) == expected
+        effects = predict_change(world, after, scope_of(change, world, after)).hops
+        assert bool(effects) is (result(world, CLIENT) != expected)
+        name = "outbound|90||web.shop.svc.cluster.local"
+        assert (name in translate(after, CLIENT).of(CLUSTER)) is (expected == SEEN)
+        world = after
+
+    ((found, _),) = explain(world, CLIENT, world.service("shop", "web"), SHOP.ports)
+    assert str(found.client.decided_by) == "Namespace shop"
 
 
 def test_change_reaches_the_sidecars_that_it_concerns():
@@ -151,7 +180,6 @@ def test_change_reaches_the_sidecars_that_it_concerns():
     assert name in clusters(world, fourth)
 
 
-SEEN = "mtls auto-mtls"
 NAMES = "shop/web.shop.svc.cluster.local"
 
 

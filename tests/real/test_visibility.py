@@ -29,6 +29,10 @@ def sidecar(namespace: str, *hosts: str, mode: str = "") -> Manifest:
     }
 
 
+def namespace(name: str, **labels: str) -> Manifest:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
 async def test_change_reaches_the_sidecars_that_it_concerns(tmp_path):
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path) as mesh:
@@ -80,4 +84,10 @@ async def test_change_reaches_the_sidecars_that_it_concerns(tmp_path):
             )
             assert await hows("", limit, isolate) == [MTLS, FAILS, PLAINTEXT]
             assert await hows() == [MTLS, MTLS, MTLS]
+            selectors = [{"matchLabels": {"mesh": "yes"}}]
+            assert await hows("", namespace("shop"), discoverySelectors=selectors) == [PLAINTEXT] * 3
+            assert await hows("", namespace("shop", mesh="yes"), discoverySelectors=selectors) == [MTLS] * 3
+            assert (
+                await hows("", namespace("shop", mesh="no"), discoverySelectors=selectors) == [PLAINTEXT] * 3
+            )
             assert await hows("~", outboundTrafficPolicy={"mode": "REGISTRY_ONLY"}) == [FAILS, FAILS, FAILS]

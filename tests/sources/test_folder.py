@@ -125,10 +125,18 @@ def test_the_strictest_of_two_policies_with_a_name_is_used(tmp_path: Path, lenie
     assert "is also defined at" in problem.what
 
 
-def test_the_sidecar_that_hides_less_of_two_with_a_name_is_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lenient", "strict"),
+    [
+        ("{egress: [{hosts: [./*]}]}", "{}"),
+        ("{}", "{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"),
+        ("{}", "{egress: [{hosts: [./*]}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"),
+    ],
+)
+def test_the_stricter_of_two_sidecars_with_a_name_is_used(tmp_path: Path, lenient: str, strict: str) -> None:
     head = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: x, namespace: shop}\n"
-    place(tmp_path / "a.yaml", f"{head}spec: {{egress: [{{hosts: [./*]}}]}}\n")
-    place(tmp_path / "b.yaml", f"{head}spec: {{}}\n")
+    place(tmp_path / "a.yaml", f"{head}spec: {lenient}\n")
+    place(tmp_path / "b.yaml", f"{head}spec: {strict}\n")
     [problem] = Folder(tmp_path).load().problems
     assert problem.where == f"{tmp_path}/a.yaml:1"
 

@@ -224,6 +224,8 @@ class Mesh:
         services: set[ServiceKey] = set()
         pods: list[Pod] = []
         match fact:
+            case Namespace() if self.config.discovery_selectors:
+                services.update(service.key for service in self.in_namespace(fact.name).services.values())
             case Namespace() | ServiceAccount() | CallerFact():
                 return  # They affect only predictions.
             case Sidecar():

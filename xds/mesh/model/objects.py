@@ -696,6 +696,10 @@ class MeshConfig:
     """Default `exportTo` of DestinationRules."""
     default_service_export_to: tuple[str, ...] = ("*",)
     """Default `exportTo` of Services and ServiceEntries: names of namespaces, `.`, `*` or `~` (none)."""
+    discovery_selectors: tuple[tuple[Requirement, ...], ...] = ()
+    """discoverySelectors: clients see only services in namespaces that meet all requirements of one of them.
+
+    Empty if there are none: clients then see services in all namespaces."""
     protocol_detection_timeout: float = 1.0
     """Time that a listener waits for the client's first bytes to detect the protocol.
 

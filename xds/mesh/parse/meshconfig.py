@@ -14,6 +14,7 @@ from xds.mesh.model.objects import (
     MeshConfig,
     PathNormalization,
     Problem,
+    Requirement,
     TlsSettings,
 )
 from xds.mesh.parse import names
@@ -29,12 +30,12 @@ _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
     "proxyInboundListenPort proxyHttpPort meshMTLS tlsDefaults sdsUdsPath "
-    "localityLbSetting pathNormalization defaultServiceExportTo"
+    "localityLbSetting pathNormalization defaultServiceExportTo discoverySelectors"
 )
 _WITHOUT_EFFECT = (
     "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
     "defaultConfig defaultHttpRetryPolicy defaultProviders "
-    "defaultVirtualServiceExportTo disableEnvoyListenerLog discoverySelectors dnsRefreshRate "
+    "defaultVirtualServiceExportTo disableEnvoyListenerLog dnsRefreshRate "
     "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
     "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
     "mixerCheckServer mixerReportServer disablePolicyChecks "
@@ -69,6 +70,15 @@ class OutboundPolicy(StrEnum):
 
     ALLOW_ANY = "ALLOW_ANY"
     REGISTRY_ONLY = "REGISTRY_ONLY"
+
+
+class SelectorOperator(StrEnum):
+    """`discoverySelectors[].matchExpressions[].operator`."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
 
 
 class InboundPolicy(StrEnum):
@@ -156,6 +166,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
         "root_namespace": root["rootNamespace"].name(names.label) or None,
         "default_destination_rule_export_to": export_to(root["defaultDestinationRuleExportTo"]) or None,
         "default_service_export_to": export_to(root["defaultServiceExportTo"], nowhere=True) or None,
+        "discovery_selectors": tuple(map(_requirements, root["discoverySelectors"].items())) or None,
         "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
         "connect_timeout": root["connectTimeout"].seconds(_MIN_TIMEOUT),
         "path_normalization": None if paths is Normalization.DEFAULT else paths and PathNormalization(paths),
@@ -179,6 +190,26 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
             f"({', '.join(map(str, ports))}) must differ"
         )
     return config
+
+
+def _requirements(selector: Field) -> tuple[Requirement, ...]:
+    """Parse a label selector. One without requirements selects everything, as in Kubernetes."""
+    selector.mapping("matchLabels matchExpressions", strict=True)
+    labels = names.labels(selector["matchLabels"], select=True)
+    return (
+        *(Requirement(key, SelectorOperator.IN, (value,)) for key, value in labels.items()),
+        *map(_requirement, selector["matchExpressions"].items()),
+    )
+
+
+def _requirement(expression: Field) -> Requirement:
+    expression.mapping("key operator values", strict=True)
+    operator = expression["operator"].required().choice(SelectorOperator)
+    values = tuple(item.name(names.label_value) for item in expression["values"].items())
+    needs_values = operator in {SelectorOperator.IN, SelectorOperator.NOT_IN}
+    if operator and needs_values != bool(values):
+        expression["values"].refuse(f"{'is required' if needs_values else 'must be empty'} with {operator}")
+    return Requirement(expression["key"].required().name(names.label_key), operator or "", values)
 
 
 def _mesh_tls(field: Field, base: TlsSettings) -> TlsSettings:

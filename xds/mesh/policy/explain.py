@@ -12,6 +12,7 @@ from xds.mesh.model.objects import (
     DestinationRule,
     Mode,
     ModePolicy,
+    Namespace,
     Pod,
     Ref,
     Service,
@@ -55,7 +56,7 @@ _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAI
 _EXCLUDED = "annotations of the client's pod exclude the connection from its sidecar"
 _NOT_OWNED = "the Service does not own the address"
 _PASSES = f"{_NOT_OWNED}, so the client's sidecar passes the connection through"
-_NOT_VISIBLE = "the client does not see the service (exportTo, defaultServiceExportTo or a Sidecar)"
+_NOT_VISIBLE = "the client does not see the service (exportTo, mesh settings or a Sidecar)"
 _HIDDEN = f"{_NOT_VISIBLE}, so the client's sidecar passes the connection through"
 
 _FAILURES = {
@@ -328,7 +329,7 @@ def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> 
 def decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
     """Return an object that applies to a connection, with its scope. `port` is the port of the server."""
     fact, root = mesh.get(ref), mesh.config.root_namespace
-    if isinstance(fact, Service | ServiceEntry):
+    if isinstance(fact, Service | ServiceEntry | Namespace):
         return Decider(ref, "")
     return Decider(ref, _scope(fact, port, root) if isinstance(fact, TrafficFact) else "the mesh")
 

@@ -11,7 +11,7 @@ from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"
 _OWNER = "let {clients} call a Service that owns the address"
-_EXPORT = "let {clients} see the service (exportTo, defaultServiceExportTo or egress of a Sidecar)"
+_EXPORT = "let {clients} see the service (exportTo, mesh settings or egress of a Sidecar)"
 _HOST_NETWORK = "take {clients} off the host network and add a sidecar"
 _REFUSED = {
     OutsideTraffic.KUBELET_PROBE: "inject the sidecar with rewritten probes",

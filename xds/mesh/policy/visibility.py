@@ -1,8 +1,8 @@
 """Visibility: which clients can use a service by its name and addresses.
 
-For all other clients, the addresses of the service are unknown addresses. `exportTo` of the service, or else
-the mesh's default, says in which namespaces clients may see it. A Sidecar says which of these services its
-clients see.
+For all other clients, the addresses of the service are unknown addresses. discoverySelectors hide all
+services of a namespace from all clients. `exportTo` of the service, or else the mesh's default, says in which
+namespaces clients may see it. A Sidecar says which of these services its clients see.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Ref, Service, Sidecar
+from xds.mesh.model.objects import Namespace, Ref, Service, Sidecar
 
 Imports: TypeAlias = frozenset[tuple[str, str]]
 """Namespaces and hosts of services that clients see. `*` stands for all namespaces, `.` for the client's."""
@@ -26,8 +26,19 @@ class Hidden(NamedTuple):
     """Object that hides it; None if the mesh's default does."""
 
 
+def is_discovered(mesh: Mesh, namespace: str) -> bool:
+    """Whether discoverySelectors select a namespace. They do if its labels are not known."""
+    selectors, found = mesh.config.discovery_selectors, mesh.get(Ref("Namespace", "", namespace))
+    if not selectors or not isinstance(found, Namespace):
+        return True
+    labels = found.meta.labels
+    return any(all(required.matches(labels) for required in selector) for selector in selectors)
+
+
 def exported_to(mesh: Mesh, service: Service) -> tuple[str, ...]:
     """Return the namespaces in which clients may see a service; `*` stands for all of them, `~` for none."""
+    if not is_discovered(mesh, service.namespace):
+        return ("~",)
     default = mesh.config.default_service_export_to
     return service.export_to or tuple(service.namespace if name == "." else name for name in default)
 
@@ -90,6 +101,8 @@ def is_exported(mesh: Mesh, service: Service, namespace: str) -> bool:
 
 def hidden(mesh: Mesh, service: Service, namespace: str, labels: Mapping[str, str]) -> Hidden | None:
     """Return why clients do not see a service; None if they see it."""
+    if not is_discovered(mesh, service.namespace):
+        return Hidden(Ref("Namespace", "", service.namespace))
     if not is_exported(mesh, service, namespace):
         return Hidden(service.ref if service.export_to else None)
     sidecar = sidecar_of(mesh, namespace, labels)

@@ -318,8 +318,9 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
             is_open = fact.dry_run or (fact.action is Action.ALLOW and Rule() in fact.rules)
             return len(order) * is_open + order.index(fact.action), bool(fact.selector)
         case Sidecar():
-            # Clients send plaintext to services that they do not see.
-            return fact.hosts != Sidecar(meta=fact.meta).hosts, bool(fact.selector)
+            # Unless it is REGISTRY_ONLY, clients send plaintext to services that they do not see.
+            hides = fact.hosts != Sidecar(meta=fact.meta).hosts
+            return 0 if fact.allow_any_outbound is False else 1 + hides, bool(fact.selector)
         case (
             None
             | Namespace()
