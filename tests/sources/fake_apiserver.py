@@ -61,7 +61,7 @@ class FakeApiServer:
         """Start, at the same address as before."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._counted)
-        self._runner = web.AppRunner(app, shutdown_timeout=0)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)  # 0 is no limit
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
         await site.start()
