@@ -28,11 +28,13 @@ class Hidden(NamedTuple):
 
 def is_discovered(mesh: Mesh, namespace: str) -> bool:
     """Whether discoverySelectors select a namespace. They do if its labels are not known."""
-    selectors, found = mesh.config.discovery_selectors, mesh.get(Ref("Namespace", "", namespace))
-    if not selectors or not isinstance(found, Namespace):
+    if not mesh.config.discovery_selectors:  # In most meshes.
         return True
-    labels = found.meta.labels
-    return any(all(required.matches(labels) for required in selector) for selector in selectors)
+    found = mesh.get(Ref("Namespace", "", namespace))
+    return not isinstance(found, Namespace) or any(
+        all(required.matches(found.meta.labels) for required in selector)
+        for selector in mesh.config.discovery_selectors
+    )
 
 
 def exported_to(mesh: Mesh, service: Service) -> tuple[str, ...]:
