@@ -35,6 +35,7 @@ def parsed(spec: str) -> Parsed:
             (("a", HOST), ("*", "*.b")),
             {},
         ),
+        ("{egress: [{hosts: [./*], captureMode: DEFAULT}]}", ((".", "*"),), {}),
         ("{workloadSelector: {labels: {app: web}}}", (("*", "*"),), {"app": "web"}),
     ],
 )

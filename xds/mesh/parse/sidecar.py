@@ -29,7 +29,7 @@ def sidecar(obj: Field, meta: Meta) -> Sidecar:
     for entry in spec["egress"].items():
         entry.mapping(f"hosts {_LISTENER}", strict=True)
         for name in _LISTENER.split():
-            if entry[name]:
+            if entry[name] and (name, entry[name].value) != ("captureMode", "DEFAULT"):
                 entry[name].notice("is ignored: clients see the hosts of the entry with all ports")
         if not entry["hosts"].value:
             entry["hosts"].refuse("is required", "write ~/* for no service")
