@@ -93,7 +93,7 @@ class Client:
         self.is_done = False
         """Whether the client has what it waits for since the last reset."""
         self.attempts = 1
-        """Number of connections until this one, including those that were refused."""
+        """Number of connections and streams until this one, including those that were refused."""
         self.reopen: Callable[[], Client] | None = None
         """Opens another connection, with a new client."""
 
@@ -281,11 +281,24 @@ class Sidecar(Client):
         """Numbers of the received moves, and their times."""
         self.newest_move = 0
         self._types, self._known = types, known
+        self._resumes = resumes
         self._learns, self._tracks, self._follows = learns, tracks, not resumes
         self._received_types: set[str] = set()
         self._stream = Http2Stream(self._receive, keep=learns or tracks, token=token)
         self.out = self._stream.out
-        for message in known.resume(node) if resumes else (request(CLUSTER, node=node),):
+        self._subscribe()
+
+    def retry(self) -> None:
+        """Open another stream on the same connection, after the server has ended the previous one."""
+        self.attempts += 1
+        self._received_types.clear()
+        self._stream.reopen()
+        self._subscribe()
+        self.write()
+
+    def _subscribe(self) -> None:
+        first = (request(CLUSTER, node=self.node),)
+        for message in self._known.resume(self.node) if self._resumes else first:
             self._stream.send(message)
 
     def feed(self, data: memoryview) -> None:

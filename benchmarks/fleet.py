@@ -16,7 +16,7 @@ from typing import Any
 
 from clients import Client, GrpcClient, Known, RawClient, Sidecar, prepare
 from control import read_command, respond
-from http2 import Ended
+from http2 import Ended, Refused
 
 _TRACKED = 10
 """Number of sidecars that record when they receive which move of an endpoint."""
@@ -37,15 +37,15 @@ class Fleet:
         self._clients: dict[int, Client] = {}
         self._unopened: deque[Callable[[], Client]] = deque()
         """Clients that connect when others are complete."""
-        self._retries: list[tuple[float, int, Client]] = []
-        """Refused clients that connect again: when, a unique number, and the client."""
+        self._retries: list[tuple[float, int, Callable[[], None]]] = []
+        """Retries of refused clients: when, a unique number, and what to call."""
         self._numbers = itertools.count()
         self._known: dict[str, Known] = {}
         """Knowledge of the sidecars of each namespace."""
         self._addresses = itertools.count(1)
         self._failures = Counter[str]()
         self._refused = Counter[str]()
-        """Connections that were opened again, by reason."""
+        """Connections and streams that were opened again, by reason."""
         self._reset()
 
     def run(self) -> None:
@@ -58,8 +58,7 @@ class Fleet:
                 elif fd in self._clients:
                     self._serve(self._clients[fd], event)
             while self._retries and self._retries[0][0] <= time.monotonic():
-                refused = heappop(self._retries)[2]
-                self._start(refused.reopen, refused)
+                heappop(self._retries)[2]()
 
     # --- for clients ----------------------------------------------------------------------------------------
 
@@ -198,18 +197,28 @@ class Fleet:
             if client.out:
                 client.write()
         except (Ended, OSError) as error:
-            if not client.is_complete and client.attempts < _MAX_ATTEMPTS:
-                self._refused[str(error)] += 1
-                self._retry(client)
-            else:
-                self._failures[str(error)] += 1
+            may_retry = not client.is_complete and client.attempts < _MAX_ATTEMPTS
+            (self._refused if may_retry else self._failures)[str(error)] += 1
+            if may_retry and isinstance(error, Refused) and isinstance(client, Sidecar):
+                self._later(client.attempts, lambda: self._reopen_stream(client))
+                return
+            if may_retry:
+                self._later(client.attempts, lambda: self._reopen(client))
             self._remove(client)
 
-    def _retry(self, client: Client) -> None:
-        """Connect again after a random time, as Envoy does."""
-        limit = min(_MAX_BACKOFF, _BACKOFF * 2 ** (client.attempts - 1))
+    def _reopen(self, client: Client) -> None:
+        assert client.reopen
+        self._start(client.reopen, client)
+
+    def _reopen_stream(self, client: Sidecar) -> None:
+        if client.socket.fileno() in self._clients:  # It has not been closed meanwhile.
+            client.retry()
+
+    def _later(self, attempts: int, retry: Callable[[], None]) -> None:
+        """Retry after a random time, as Envoy does."""
+        limit = min(_MAX_BACKOFF, _BACKOFF * 2 ** (attempts - 1))
         due = time.monotonic() + random.uniform(0, limit)
-        heappush(self._retries, (due, next(self._numbers), client))
+        heappush(self._retries, (due, next(self._numbers), retry))
 
     def _remove(self, client: Client) -> None:
         del self._clients[client.socket.fileno()]

@@ -1,4 +1,4 @@
-"""A minimal HTTP/2 and gRPC client for one delta ADS stream on its own connection.
+"""A minimal HTTP/2 and gRPC client for one delta ADS stream at a time, on its own connection.
 
 Bodies are skipped unless the caller needs them: a thousand clients must use less CPU time than the server.
 """
@@ -29,6 +29,10 @@ class Ended(Exception):  # noqa: N818 - reported to the parent process
     """The server ended the stream or the connection."""
 
 
+class Refused(Ended):
+    """The server ended the stream. The connection stays open, and can have another stream."""
+
+
 class Received(NamedTuple):
     """A gRPC message, or its stored parts."""
 
@@ -47,7 +51,8 @@ def _setting(name: int, value: int) -> bytes:
     return name.to_bytes(2, "big") + value.to_bytes(4, "big")
 
 
-def _opening(token: str) -> bytes:
+def _request(number: int, token: str) -> bytes:
+    """Return the frame that opens a stream."""
     headers = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -57,13 +62,18 @@ def _opening(token: str) -> bytes:
         ("te", "trailers"),
         *([("authorization", f"Bearer {token}")] if token else []),
     ]
+    # A new encoder refers to no header of an earlier stream.
+    return _frame(_HEADERS, _END_HEADERS, number, Encoder().encode(headers))
+
+
+def _opening() -> bytes:
+    """Return the frames that open a connection."""
     settings = _setting(_INITIAL_WINDOW_SIZE, _WINDOW) + _setting(_MAX_FRAME_SIZE, 2**24 - 1)
     return b"".join(
         (
             _PREFACE,
             _frame(_SETTINGS, 0, 0, settings),
             _frame(_WINDOW_UPDATE, 0, 0, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")),
-            _frame(_HEADERS, _END_HEADERS, 1, Encoder().encode(headers)),
         )
     )
 
@@ -74,7 +84,12 @@ class Http2Stream:
     def __init__(self, receive: Callable[[Received], None], *, keep: bool = False, token: str = "") -> None:
         self._receive = receive
         self._keeps_bodies = keep
-        self.out = bytearray(_opening(token))
+        self._token = token
+        self._number = 1
+        """Number of the stream in the connection."""
+        self._end = ""
+        """Why the server has ended the stream; empty if it has not."""
+        self.out = bytearray(_opening() + _request(self._number, token))
         """Data to write to the socket."""
         self._queue = bytearray()
         """Messages that wait for flow control."""
@@ -103,8 +118,24 @@ class Http2Stream:
         self._queue += b"\0" + len(message).to_bytes(4, "big") + message
         self._release()
 
+    def reopen(self) -> None:
+        """Open another stream, after the server has ended the previous one."""
+        self._number += 2
+        self._queue.clear()
+        self._prefix.clear()
+        self._pieces.clear()
+        self._message_remaining = 0
+        self._windows[1] = self._initial
+        self.out += _request(self._number, self._token)
+
     def feed(self, data: memoryview) -> None:
-        """Process received data. Raise Ended if the server ended the stream."""
+        """Process received data. Raise Ended, or Refused if the server has ended only the stream."""
+        self._process(data)
+        if self._end:
+            end, self._end = self._end, ""
+            raise Refused(end)
+
+    def _process(self, data: memoryview) -> None:
         position, end = 0, len(data)
         while position < end:
             if self._frame_remaining:
@@ -159,7 +190,7 @@ class Http2Stream:
         if self._unacknowledged >= _REPLENISH:
             increment = self._unacknowledged.to_bytes(4, "big")
             self._unacknowledged = 0
-            self.out += _frame(_WINDOW_UPDATE, 0, 0, increment) + _frame(_WINDOW_UPDATE, 0, 1, increment)
+            self.out += b"".join(_frame(_WINDOW_UPDATE, 0, each, increment) for each in (0, self._number))
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         match kind:
@@ -176,7 +207,7 @@ class Http2Stream:
                 self._release()
             case 6 if not flags & _ACK:
                 self.out += _frame(_PING, _ACK, 0, payload)
-            case 8:
+            case 8 if stream in {0, self._number}:
                 self._windows[1 if stream else 0] += int.from_bytes(payload, "big")
                 self._release()
             case 1:
@@ -185,14 +216,14 @@ class Http2Stream:
                     status = ", ".join(
                         f"{name}: {value}" for name, value in headers if name.startswith("grpc-")
                     )
-                    raise Ended(f"the server ended the stream: {status}")
+                    self._end = f"the server ended the stream: {status}"
             case 3:
-                raise Ended("the server reset the stream")
+                self._end = self._end or "the server reset the stream"
             case 7:
                 raise Ended(f"the server ended the connection: {payload[8:].decode(errors='replace')}")
 
     def _release(self) -> None:
         while self._queue and (size := min(len(self._queue), self._frame_size, *self._windows)) > 0:
-            self.out += _frame(_DATA, 0, 1, bytes(self._queue[:size]))
+            self.out += _frame(_DATA, 0, self._number, bytes(self._queue[:size]))
             del self._queue[:size]
             self._windows = [window - size for window in self._windows]
