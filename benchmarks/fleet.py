@@ -21,11 +21,11 @@ from http2 import Ended, Refused
 _TRACKED = 10
 """Number of sidecars that record when they receive which move of an endpoint."""
 _BACKOFF = 0.5
-"""Maximum time before a refused client connects again, in seconds, as in Envoy. It doubles each time."""
+"""Maximum time before a refused client tries again, in seconds, as in Envoy. It doubles each time."""
 _MAX_BACKOFF = 30.0
 """Limit of that time, in seconds, as in Envoy."""
 _MAX_ATTEMPTS = 20
-"""Maximum number of connections that a client opens until one is accepted."""
+"""Maximum number of connections and streams that a client opens until one is accepted."""
 
 
 class Fleet:
@@ -197,14 +197,18 @@ class Fleet:
             if client.out:
                 client.write()
         except (Ended, OSError) as error:
-            may_retry = not client.is_complete and client.attempts < _MAX_ATTEMPTS
-            (self._refused if may_retry else self._failures)[str(error)] += 1
-            if may_retry and isinstance(error, Refused) and isinstance(client, Sidecar):
-                self._later(client.attempts, lambda: self._reopen_stream(client))
-                return
-            if may_retry:
-                self._later(client.attempts, lambda: self._reopen(client))
-            self._remove(client)
+            self._fail(client, error)
+
+    def _fail(self, client: Client, error: Exception) -> None:
+        """Count an error of a client. Let the client try again if the server may have refused it."""
+        may_retry = not client.is_complete and client.attempts < _MAX_ATTEMPTS
+        (self._refused if may_retry else self._failures)[str(error)] += 1
+        if may_retry and isinstance(error, Refused) and isinstance(client, Sidecar):
+            self._later(client.attempts, lambda: self._reopen_stream(client))
+            return
+        if may_retry:
+            self._later(client.attempts, lambda: self._reopen(client))
+        self._remove(client)
 
     def _reopen(self, client: Client) -> None:
         assert client.reopen
@@ -212,7 +216,10 @@ class Fleet:
 
     def _reopen_stream(self, client: Sidecar) -> None:
         if client.socket.fileno() in self._clients:  # It has not been closed meanwhile.
-            client.retry()
+            try:
+                client.retry()
+            except OSError as error:
+                self._fail(client, error)
 
     def _later(self, attempts: int, retry: Callable[[], None]) -> None:
         """Retry after a random time, as Envoy does."""

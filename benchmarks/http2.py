@@ -79,7 +79,7 @@ def _opening() -> bytes:
 
 
 class Http2Stream:
-    """A connection with one stream. It calls `receive` for each message in the data passed to `feed`."""
+    """A connection with one stream at a time. It calls `receive` for each message in what `feed` gets."""
 
     def __init__(self, receive: Callable[[Received], None], *, keep: bool = False, token: str = "") -> None:
         self._receive = receive
@@ -89,6 +89,7 @@ class Http2Stream:
         """Number of the stream in the connection."""
         self._end = ""
         """Why the server has ended the stream; empty if it has not."""
+        self._is_ended = False
         self.out = bytearray(_opening() + _request(self._number, token))
         """Data to write to the socket."""
         self._queue = bytearray()
@@ -121,6 +122,7 @@ class Http2Stream:
     def reopen(self) -> None:
         """Open another stream, after the server has ended the previous one."""
         self._number += 2
+        self._end, self._is_ended = "", False
         self._queue.clear()
         self._prefix.clear()
         self._pieces.clear()
@@ -131,9 +133,9 @@ class Http2Stream:
     def feed(self, data: memoryview) -> None:
         """Process received data. Raise Ended, or Refused if the server has ended only the stream."""
         self._process(data)
-        if self._end:
-            end, self._end = self._end, ""
-            raise Refused(end)
+        if self._end and not self._is_ended:
+            self._is_ended = True
+            raise Refused(self._end)
 
     def _process(self, data: memoryview) -> None:
         position, end = 0, len(data)
@@ -212,12 +214,12 @@ class Http2Stream:
                 self._release()
             case 1:
                 headers = self._decoder.decode(payload)
-                if flags & _END_STREAM:
+                if flags & _END_STREAM and stream == self._number:
                     status = ", ".join(
                         f"{name}: {value}" for name, value in headers if name.startswith("grpc-")
                     )
                     self._end = f"the server ended the stream: {status}"
-            case 3:
+            case 3 if stream == self._number:
                 self._end = self._end or "the server reset the stream"
             case 7:
                 raise Ended(f"the server ended the connection: {payload[8:].decode(errors='replace')}")

@@ -20,6 +20,7 @@ from xds.mesh.observe.replay import replay
 from xds.mesh.observe.used_services import sidecar_document, used_services
 from xds.mesh.observe.workloads import workload
 from xds.mesh.parse import parse
+from xds.mesh.policy.visibility import allows_any_outbound
 
 WEB, STOCK = Target("shop", "web", 80), Target("stock", "items", 90)
 FRONT, JOB = Client("front", "front"), Client("jobs", "job")
@@ -97,6 +98,11 @@ def test_recorded_traffic_does_not_change(before: Mesh, data: st.DataObject) -> 
     parsed = [each for one in yaml.safe_load_all(text) if one for each in parse(one, str)]
     assert {each.fact.namespace for each in parsed if not each.problems} == {*found.hosts}
     after = Mesh([*before.facts(), *(each.fact for each in parsed)], before.config)
+    for client in before.pods():
+        allowed = {
+            allows_any_outbound(each, client.namespace, client.meta.labels) for each in (before, after)
+        }
+        assert len(allowed) == 1
     assert not replay(before, after, sorted({*flows})).changes
 
 

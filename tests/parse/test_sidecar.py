@@ -87,7 +87,7 @@ def test_clients_of_a_rejected_sidecar_see_all_services(spec, problem):
     fact = found.replacement.fact
     assert isinstance(fact, Sidecar)
     assert (fact.hosts, fact.selector) == ((("*", "*"),), {})
-    assert fact.scope_unknown is ("workloadSelector" in spec)
+    assert fact.scope_unknown is ("egress" not in spec)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,16 @@ def test_outbound_traffic_policy_is_read(spec, expected, rejected):
         ("{mode: DENY}", "mode must be one of ALLOW_ANY, REGISTRY_ONLY, not 'DENY'"),
         ("{mode: ALLOW_ANY, egressProxy: {host: proxy.shop}}", "egressProxy is not a known field"),
         ("ALLOW_ANY", "must be a mapping, not 'ALLOW_ANY'"),
+        ("{mode: ALLOW_ANY}, workloadSelector: {}", "workloadSelector selects no workload"),
+        ("{mode: ALLOW_ANY}, workloadSelectr: {}", "workloadSelectr is not a known field"),
+        ("null, outboundTraficPolicy: {mode: REGISTRY_ONLY}", "outboundTraficPolicy is not a known field"),
+        (
+            "null, workloadSelector: {labels: {app: web}}, outboundTraficPolicy: {}",
+            "outboundTraficPolicy is not a known field",
+        ),
     ],
 )
-def test_unknown_outbound_traffic_policy_is_registry_only(policy, problem):
+def test_uncertain_outbound_traffic_policy_is_registry_only(policy, problem):
     found = parsed(f"{{outboundTrafficPolicy: {policy}}}")
 
     assert problem in str(found.problems[0])

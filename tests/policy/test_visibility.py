@@ -162,6 +162,35 @@ def test_services_of_namespaces_that_are_not_selected_are_hidden():
     assert str(found.client.decided_by) == "Namespace shop"
 
 
+def test_answer_names_the_sidecar_that_blocks_a_connection():
+    world = mesh(CLIENT, WEB, exported("shop"), sidecar("third", "*/*", allow_any=False))
+    (hop,) = (hop for hop in hops(world) if hop.answer.reason is Failure.NOT_EXPORTED)
+    assert [str(ref) for ref in hop.answer.decided_by] == ["Service shop/web", "Sidecar third/default"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (labelled("x", mesh="no"), labelled("x", mesh="yes")),
+        (
+            replace(service("api", "x", replace(HTTP, port=90)), export_to=("x",)),
+            service("api", "x", replace(HTTP, port=90)),
+        ),
+        (service("other", "x", HTTP), service("api", "x", replace(HTTP, port=90))),
+    ],
+)
+def test_plan_knows_that_a_new_http_port_refuses_connections_to_hidden_services(before, after):
+    selectors = ((Requirement("mesh", "In", ("yes",)),),) if isinstance(before, Namespace) else ()
+    api = [] if isinstance(before, Service) else [service("api", "x", replace(HTTP, port=90))]
+    world = mesh(CLIENT, WEB, exported("shop"), pod("api", "x"), *api, before, discovery_selectors=selectors)
+    change = Change(applied=(after,))
+    changed = world.apply(change)
+
+    assert (result(world, CLIENT), result(changed, CLIENT)) == (HIDDEN, "fails not-exported")
+    hops = predict_change(world, changed, scope_of(change, world, changed)).hops
+    assert [hop.service.name for hop in hops if str(hop.effect) == "breaks"] == ["web"]
+
+
 def test_change_reaches_the_sidecars_that_it_concerns():
     def clusters(world: Mesh, client: Pod) -> Any:
         return translate(world, client).types[CLUSTER]

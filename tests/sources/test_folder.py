@@ -130,6 +130,7 @@ def test_the_strictest_of_two_policies_with_a_name_is_used(tmp_path: Path, lenie
     [
         ("{egress: [{hosts: [./*]}]}", "{}"),
         ("{}", "{outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"),
+        ("{outboundTrafficPolicy: {mode: ALLOW_ANY}}", "{}"),
         ("{}", "{egress: [{hosts: [./*]}], outboundTrafficPolicy: {mode: REGISTRY_ONLY}}"),
     ],
 )

@@ -1,9 +1,9 @@
 """Outbound resources, which all clients of one kind share.
 
-Clients are of one kind if the same DestinationRules apply to them, and if they are in one namespace,
-intercept traffic in the same way and have Envoys with the same features. With locality load balancing, they
-are also in one locality. A change updates the resources of a kind, and visits only the services that it may
-affect. Sets of resources that do not change remain the same objects.
+Clients are of one kind if the same DestinationRules and Sidecar apply to them, and if they are in one
+namespace, intercept traffic in the same way and have Envoys with the same features. With locality load
+balancing, they are also in one locality. A change updates the resources of a kind, and visits only the
+services that it may affect. Sets of resources that do not change remain the same objects.
 """
 
 from __future__ import annotations

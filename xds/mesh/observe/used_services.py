@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import printable
 from xds.mesh.observe.record import Flow, Record, in_words
+from xds.mesh.policy.visibility import default_sidecar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,8 @@ class UsedServices:
     """`NAMESPACE/HOST` of the services, by the namespace of their clients."""
     omitted: tuple[tuple[str, str], ...]
     """Namespaces without a Sidecar in `hosts`, and why."""
+    mode: str = ""
+    """`outboundTrafficPolicy.mode` of the mesh-wide Sidecar, which these replace; empty without one."""
 
 
 def used_services(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[str] = ()) -> UsedServices:
@@ -44,7 +47,10 @@ def used_services(mesh: Mesh, flows: Iterable[Flow], namespaces: Collection[str]
             omitted.append((namespace, "no traffic from it to services was observed"))
         else:
             hosts[namespace] = tuple(sorted(called[namespace]))
-    return UsedServices(hosts=hosts, omitted=tuple(omitted))
+    replaced = default_sidecar(mesh)
+    allow_any = replaced.allow_any_outbound if replaced else None
+    mode = {None: "", True: "ALLOW_ANY", False: "REGISTRY_ONLY"}[allow_any]
+    return UsedServices(hosts=hosts, omitted=tuple(omitted), mode=mode)
 
 
 def sidecar_document(record: Record, missing: Iterable[str], found: UsedServices) -> Iterator[str]:
@@ -68,6 +74,8 @@ def sidecar_document(record: Record, missing: Iterable[str], found: UsedServices
         yield "  name: default"
         yield f"  namespace: {json.dumps(namespace)}"
         yield "spec:"
+        if found.mode:
+            yield f"  outboundTrafficPolicy: {{mode: {found.mode}}}"
         yield "  egress:"
         yield "  - hosts:"
         yield from (f"    - {json.dumps(host)}" for host in hosts)

@@ -12,6 +12,7 @@ from xds.mesh.parse.fail_closed import FailClosed, as_oldest, oldest
 from xds.mesh.parse.meshconfig import OutboundPolicy
 from xds.mesh.parse.reading import Field, Log, shown
 
+_KNOWN = "workloadSelector egress ingress outboundTrafficPolicy inboundConnectionPool"
 _LISTENER = "port bind captureMode"
 """Fields of an entry of egress that make listeners of their own in Istio."""
 
@@ -19,9 +20,7 @@ _LISTENER = "port bind captureMode"
 def sidecar(obj: Field, meta: Meta) -> Sidecar:
     """Parse a Sidecar."""
     obj.mapping(f"{TOP} spec status")
-    spec = obj["spec"].mapping(
-        "workloadSelector egress ingress outboundTrafficPolicy inboundConnectionPool", strict=True
-    )
+    spec = obj["spec"].mapping(_KNOWN, strict=True)
     for name in ("ingress", "inboundConnectionPool"):
         if spec[name]:
             spec[name].warn("is not supported, so it has no effect")
@@ -69,17 +68,22 @@ def _host(field: Field) -> tuple[str, str]:
 def sidecar_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
     """Return the replacement of a rejected Sidecar: its clients see all services that are exported to them.
 
-    Otherwise, they would pass connections to hidden services through in plaintext. If its
-    outboundTrafficPolicy cannot be read, it is REGISTRY_ONLY.
+    Otherwise, they would pass connections to hidden services through in plaintext. If it is not certain which
+    outboundTrafficPolicy it sets for which clients, it is REGISTRY_ONLY.
     """
-    known = parsed if isinstance(parsed, Sidecar) else None
-    if known and log.is_readable("spec", "workloadSelector"):
-        fact = Sidecar(meta=oldest(meta, log), selector=known.selector)
-    else:
-        fact = Sidecar(meta=as_oldest(meta), scope_unknown=True)
-    effect = "clients that it applies to see all services that are exported to them"
-    if known and log.is_readable("spec", "outboundTrafficPolicy"):
-        return FailClosed(replace(fact, allow_any_outbound=known.allow_any_outbound), effect)
-    return FailClosed(
-        replace(fact, allow_any_outbound=False), f"{effect}, and cannot connect to other addresses"
+    known = parsed if isinstance(parsed, Sidecar) else Sidecar(meta=meta)
+    # Another field may be a misspelled one.
+    is_spelled = log.only_refused_below(("metadata",), *(("spec", name) for name in _KNOWN.split()))
+    has_selector = log.is_readable("spec", "workloadSelector") and bool(known.selector or is_spelled)
+    has_policy = log.is_readable("spec", "outboundTrafficPolicy") and (
+        is_spelled or known.allow_any_outbound is not None
     )
+    is_certain = has_selector and has_policy
+    fact = Sidecar(
+        meta=oldest(meta, log) if has_selector else as_oldest(meta),
+        selector=known.selector if has_selector else {},
+        allow_any_outbound=known.allow_any_outbound if is_certain else False,
+        scope_unknown=not has_selector,
+    )
+    effect = "clients that it applies to see all services that are exported to them"
+    return FailClosed(fact, effect if is_certain else f"{effect}, and cannot connect to other addresses")

@@ -30,6 +30,7 @@ from xds.mesh.policy.hops import (
 from xds.mesh.policy.listeners import ready_endpoints
 from xds.mesh.policy.reach import OUTSIDE, Answer, Failure, Result, rank
 from xds.mesh.policy.steps import Steps, finish
+from xds.mesh.policy.visibility import limits_visibility
 
 
 class Effect(StrEnum):
@@ -120,6 +121,9 @@ def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
         return None  # Pods are clients too, and may call every service.
     if any(isinstance(mesh.get(ref), CallerFact) for mesh in (before, after) for ref in refs):
         return None  # It may call pods of other namespaces.
+    changes_services = any(ref.kind in {"Namespace", "Service", "ServiceEntry"} for ref in refs)
+    if changes_services and any(map(limits_visibility, (before, after))):
+        return None  # The HTTP ports that clients see decide about connections to hidden services.
     namespaces = frozenset(ref.namespace for ref in refs if ref.kind != "DestinationRule")
     is_mesh_wide = not namespaces.isdisjoint(("", after.config.root_namespace))
     # Connections to a Service may go to the listener of another Service with the same address.

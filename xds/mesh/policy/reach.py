@@ -32,7 +32,7 @@ from xds.mesh.policy.mtls import (
     is_excluded,
 )
 from xds.mesh.policy.ownership import Contest, contest_of
-from xds.mesh.policy.visibility import allows_any_outbound
+from xds.mesh.policy.visibility import allows_any_outbound, sidecar_of
 
 
 class Result(StrEnum):
@@ -280,7 +280,7 @@ def answer_for(
         number = port.target if service.headless else port.port
         is_refused = not port.protocol.is_http and number in http_ports(mesh, sender.pod)
         if is_refused or not _passes_through(mesh, sender.pod):
-            return _closed(decision)
+            return _closed(mesh, sender.pod, decision)
     decision = decision or decide_for_mode(mesh, sender.rule, port, server.mode)
     return _judge(mesh, sender, decision, sender.rule, port, server)
 
@@ -335,11 +335,13 @@ def _passes_through(mesh: Mesh, client: Pod) -> bool:
     return is_intercepted and allows_any_outbound(mesh, client.namespace, client.meta.labels)
 
 
-def _closed(hidden: Decision | None) -> Answer:
+def _closed(mesh: Mesh, client: Pod, hidden: Decision | None) -> Answer:
     """Return the answer if a client's sidecar closes a connection. `hidden` is set if a service is hidden."""
+    sidecar = sidecar_of(mesh, client.namespace, client.meta.labels)
+    blocks = sidecar.ref if sidecar and sidecar.allow_any_outbound is False else None
     if hidden is None:
-        return Answer(Result.FAILS, Failure.OUTBOUND_BLOCKED)
-    return Answer(Result.FAILS, Failure.NOT_EXPORTED, _unique((hidden.decided_by,)))
+        return Answer(Result.FAILS, Failure.OUTBOUND_BLOCKED, _unique((blocks,)))
+    return Answer(Result.FAILS, Failure.NOT_EXPORTED, _unique((hidden.decided_by, blocks)))
 
 
 def _bypass(mesh: Mesh, sender: Sender, service: Service, server: Server) -> Decision | None:
@@ -365,7 +367,7 @@ def _contested(  # noqa: PLR0917
             found for found in listeners if (is_used(mesh, sender.pod, found) if found else hidden is None)
         ]
         if not used and not _passes_through(mesh, sender.pod):
-            return Connection(service, port, None, _closed(hidden))
+            return Connection(service, port, None, _closed(mesh, sender.pod, hidden))
         if not used:
             decision = hidden or Decision(Send.PLAINTEXT, Reason.PASSTHROUGH)
         elif (listener := used[0]) is None:

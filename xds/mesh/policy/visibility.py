@@ -103,9 +103,9 @@ def is_exported(mesh: Mesh, service: Service, namespace: str) -> bool:
 
 def hidden(mesh: Mesh, service: Service, namespace: str, labels: Mapping[str, str]) -> Hidden | None:
     """Return why clients do not see a service; None if they see it."""
-    if not is_discovered(mesh, service.namespace):
-        return Hidden(Ref("Namespace", "", service.namespace))
     if not is_exported(mesh, service, namespace):
+        if not is_discovered(mesh, service.namespace):
+            return Hidden(Ref("Namespace", "", service.namespace))
         return Hidden(service.ref if service.export_to else None)
     sidecar = sidecar_of(mesh, namespace, labels)
     if sidecar and not is_imported(_imports(mesh, sidecar), service, namespace):
@@ -132,6 +132,16 @@ def _limits(mesh: Mesh) -> frozenset[Imports]:
         )
     limits: frozenset[Imports] = mesh.scratch[_limits]
     return limits
+
+
+def limits_visibility(mesh: Mesh) -> bool:
+    """Whether there may be services that some clients do not see."""
+    return (
+        bool(mesh.config.discovery_selectors)
+        or "*" not in mesh.config.default_service_export_to
+        or bool(namespaces_with_sidecars(mesh))
+        or any(mesh.in_namespace(name).export_scopes for name in mesh.namespaces())
+    )
 
 
 def is_visible_to_all(mesh: Mesh, service: Service) -> bool:

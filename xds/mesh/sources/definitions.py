@@ -320,7 +320,8 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
         case Sidecar():
             # Unless it is REGISTRY_ONLY, clients send plaintext to services that they do not see.
             hides = fact.hosts != Sidecar(meta=fact.meta).hosts
-            return 0 if fact.allow_any_outbound is False else 1 + hides, bool(fact.selector)
+            openness = (False, None, True).index(fact.allow_any_outbound)
+            return 2 * openness + (hides and openness > 0), bool(fact.selector)
         case (
             None
             | Namespace()
