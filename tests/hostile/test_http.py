@@ -15,6 +15,7 @@ import pytest_asyncio
 from tests.hostile.attackers import HONEST, connected, get, many, post
 from tests.hostile.harness import MESH, MIB, NODE, Target, _descriptors, _memory
 from tests.support.loopback import free_port
+from tests.support.processes import open_files
 
 CLUSTERS = "/v3/discovery:clusters"
 SECRETS = "/v3/discovery:secrets"
@@ -151,7 +152,7 @@ async def _is_open(port: int, target: Web) -> bool:
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
         if int(line.split()[2].rpartition(":")[2], 16) == port
     }
-    sockets = {str(fd.readlink()) for fd in Path(f"/proc/{target.pid}/fd").iterdir() if fd.is_symlink()}
+    sockets = open_files(target.pid)
     return any(f"socket:[{inode}]" in sockets for inode in held)
 
 

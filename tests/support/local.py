@@ -24,6 +24,7 @@ from tests.support.envoy import EnvoyProcess, drained, has_active
 from tests.support.loopback import Loopback
 from tests.support.manifests import Manifest, Manifests
 from tests.support.places import HERE
+from tests.support.processes import open_files
 from tests.support.tcp import LineApp, TcpServer
 from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
@@ -285,7 +286,7 @@ class Spy(TcpServer):
 
 def listening(pid: int) -> set[tuple[str, int]]:
     """Where a process listens."""
-    held = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    held = open_files(pid)
     found = set()
     for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         _, local, _, state, *_, inode = line.split()[:10]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -20,6 +21,15 @@ async def started(*argv: object, **options: Any) -> AsyncIterator[Process]:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def open_files(pid: int) -> set[str]:
+    """Return what the file descriptors of a process lead to. It may close some of them meanwhile."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(str(descriptor.readlink()))
+    return found
 
 
 async def run(*argv: object, stdin: str = "", timeout: float = 250, **options: Any) -> tuple[int, str, str]:
