@@ -18,6 +18,7 @@ from xds.mesh.model.objects import (
     Namespace,
     Pod,
     Ref,
+    Requirement,
     ServiceAccount,
     ServicePort,
     Sidecar,
@@ -410,6 +411,22 @@ def test_object_without_effect_is_reported_with_reason(facts: list[Fact], line: 
     refs = [fact.ref for fact in facts if isinstance(fact, AuthorizationPolicy | Sidecar)]
     alone = [str(problem) for ref in refs for problem in policy_without_effect(world, ref)]
     assert alone == ([line.removeprefix("notice: ")] if refs else [])
+
+
+def test_discovery_selectors_that_match_no_namespace_are_reported():
+    selectors = ((Requirement("mesh", "In", ("yes",)),), (Requirement("team", "Exists"),))
+    world = mesh(*SHOP, discovery_selectors=selectors)
+    assert said(world) == [], "no Namespace is known"
+
+    shop = Namespace(meta=meta("Namespace", "", "shop", team="a"))
+    assert said(world.apply(Change(applied=(shop,)))) == [
+        "notice: MeshConfig: discoverySelectors[0] matches no Namespace"
+    ]
+    shop = Namespace(meta=meta("Namespace", "", "shop", mesh="no"))
+    assert said(world.apply(Change(applied=(shop,)))) == [
+        "MeshConfig: discoverySelectors[0] matches no Namespace, so clients see no services",
+        "MeshConfig: discoverySelectors[1] matches no Namespace, so clients see no services",
+    ]
 
 
 EFFECTIVE: dict[str, list[Fact]] = {

@@ -590,6 +590,11 @@ class Requirement(NamedTuple):
                 return True
 
 
+def selects(selector: Iterable[Requirement], labels: Mapping[str, str]) -> bool:
+    """Whether labels meet all requirements of a selector."""
+    return all(requirement.matches(labels) for requirement in selector)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """Services or pods that a client outside the mesh connects to."""

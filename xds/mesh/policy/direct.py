@@ -13,7 +13,17 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Call, CallerFact, Mode, OutsideTraffic, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import (
+    Call,
+    CallerFact,
+    Mode,
+    OutsideTraffic,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+    selects,
+)
 from xds.mesh.model.scraping import SCRAPE, scraped_ports
 from xds.mesh.policy.access import permission, port_rules
 from xds.mesh.policy.authorization import Access
@@ -379,7 +389,7 @@ def _called(mesh: Mesh, services: _ServicesByLabel, call: Call, namespace: str) 
     if call.selects_pods:
         pairs = _pairs(call)
         for pod in facts.selected(pairs) if pairs else facts.pods.values():
-            if _matches(call, pod.meta.labels):
+            if selects(call.selector, pod.meta.labels):
                 yield from ((pod, port) for port in _ports_named(pod, call.target or call.port))
         return
     for service, ports in _called_services(mesh, services, call, namespace):
@@ -395,12 +405,8 @@ def _called_services(
     named = mesh.service(namespace, call.service)
     candidates = (named,) if named else () if call.service else services.matching(namespace, call)
     for service in candidates:
-        if call.service or _matches(call, service.meta.labels):
+        if call.service or selects(call.selector, service.meta.labels):
             yield service, [port for port in service.ports if call.port in (None, port.port, port.name)]
-
-
-def _matches(call: Call, labels: Mapping[str, str]) -> bool:
-    return all(requirement.matches(labels) for requirement in call.selector)
 
 
 def _ports_named(pod: Pod, port: int | str | None) -> list[int]:

@@ -46,6 +46,7 @@ from xds.mesh.policy.unknown_names import (
     unknown_egress_hosts,
     unknown_export_scopes,
     unknown_identities,
+    unmatched_discovery_selectors,
     unmatched_rules,
 )
 
@@ -112,6 +113,7 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
     ]
     findings += unknown_export_scopes(mesh, missing, exported)
     findings += _unused_labels(mesh)
+    findings += unmatched_discovery_selectors(mesh)
     findings += _disregarded(mesh)
     if not _has_sidecars(mesh):
         reported = {ref for ref, _ in findings}

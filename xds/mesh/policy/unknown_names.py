@@ -19,10 +19,12 @@ from xds.mesh.model.objects import (
     AuthorizationPolicy,
     DestinationRule,
     Namespace,
+    Problem,
     Ref,
     Service,
     Sidecar,
     TrafficFact,
+    selects,
 )
 from xds.mesh.parse.reading import DID_YOU_MEAN, nearest, shown
 from xds.mesh.policy.authorization import conditions_of
@@ -269,3 +271,21 @@ def unknown_egress_hosts(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[
                 problem_of(sidecar, f"egress host {namespace}/{host} matches no Service", hint, notice=True)
             )
         yield from capped(sidecar, unknown)
+
+
+def unmatched_discovery_selectors(mesh: Mesh) -> Iterator[Finding]:
+    """Yield the discoverySelectors that match no Namespace. None is checked if no Namespace is known."""
+    facts = mesh.in_namespace("", with_defaults=False).facts.values()
+    labels = [fact.meta.labels for fact in facts if isinstance(fact, Namespace)]
+    selectors = mesh.config.discovery_selectors if labels else ()
+    unmatched = [
+        number
+        for number, selector in enumerate(selectors)
+        if not any(selects(selector, each) for each in labels)
+    ]
+    hides_all = len(unmatched) == len(selectors)
+    for number in unmatched:
+        what = f"discoverySelectors[{number}] matches no Namespace"
+        consequence = ", so clients see no services" if hides_all else ""
+        where = "MeshConfig"
+        yield Ref(where, "", ""), Problem(where=where, what=what + consequence, notice=not hides_all)

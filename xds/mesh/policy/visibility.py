@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Namespace, Ref, Service, Sidecar
+from xds.mesh.model.objects import Namespace, Ref, Service, Sidecar, selects
 
 Imports: TypeAlias = frozenset[tuple[str, str]]
 """Namespaces and hosts of services that clients see. `*` stands for all namespaces, `.` for the client's."""
@@ -32,8 +32,7 @@ def is_discovered(mesh: Mesh, namespace: str) -> bool:
         return True
     found = mesh.get(Ref("Namespace", "", namespace))
     return not isinstance(found, Namespace) or any(
-        all(required.matches(found.meta.labels) for required in selector)
-        for selector in mesh.config.discovery_selectors
+        selects(selector, found.meta.labels) for selector in mesh.config.discovery_selectors
     )
 
 
