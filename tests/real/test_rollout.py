@@ -56,6 +56,8 @@ class Lines:
     """Repeatedly opens a TCP connection, exchanges a line and closes it."""
 
     client: Client
+    name: str = ""
+    """Name of the client's pod, for failures."""
     seconds: float = 600
     greets: bool = False
     """Whether the server speaks first. Its sidecar waits one second for the client to do so."""
@@ -85,7 +87,8 @@ class Lines:
                     assert (await conversation.ask("hello")).endswith(": hello")
             except (*NO_ANSWER, AssertionError) as error:
                 lived = time.monotonic() - began
-                self.failures.append(f"{clock()} port {port} after {lived:.3f} s: {error or type(error)}")
+                what = f"{error or type(error)}"
+                self.failures.append(f"{clock()} {self.name} port {port} after {lived:.3f} s: {what}")
             self.asked += 1
             await asyncio.sleep(self.pause)
 
@@ -145,7 +148,7 @@ class Pods:
                 )
                 self.loads.append(await self._stack.enter_async_context(load))
             for greets in (False, True, True, True):
-                lines = Lines(client.client, seconds=seconds, greets=greets)
+                lines = Lines(client.client, client.name, seconds=seconds, greets=greets)
                 self.lines.append(await self._stack.enter_async_context(lines))
 
     async def more(self, count: int = 5) -> list[Sent]:
