@@ -307,6 +307,11 @@ class Mesh:
         """Yield the namespaces with objects other than the default objects, sorted."""
         yield from sorted(self._without_defaults)
 
+    def namespace_objects(self) -> Iterator[Namespace]:
+        """Yield every Namespace. Namespaces in folders often have no such object."""
+        facts = self.in_namespace("").facts.values()
+        yield from (fact for fact in facts if isinstance(fact, Namespace))
+
     def get(self, ref: Ref) -> Fact | None:
         """Return an object by name, or None."""
         return self.in_namespace(ref.namespace).facts.get(ref)

@@ -22,7 +22,6 @@ from xds.mesh.model.objects import (
     AuthorizationPolicy,
     DestinationRule,
     ModePolicy,
-    Namespace,
     Object,
     Pod,
     Problem,
@@ -504,8 +503,8 @@ def _in_mesh_without_sidecars(mesh: Mesh, policies: Iterable[Object]) -> Iterato
 
 def _unused_labels(mesh: Mesh) -> Iterator[Finding]:
     """Yield the labels of Namespaces that add their pods to a mesh of Istio, but not to this one."""
-    for fact in mesh.in_namespace("", with_defaults=False).facts.values():
-        if not isinstance(fact, Namespace) or NAMESPACE_LABEL in fact.meta.labels:
+    for fact in mesh.namespace_objects():
+        if NAMESPACE_LABEL in fact.meta.labels:
             continue
         label = "" if fact.name == mesh.config.root_namespace else unused_label(fact.meta.labels)
         pods = mesh.in_namespace(fact.name, with_defaults=False).pods.values()

@@ -10,7 +10,7 @@ from xds.mesh.model.assertions import Assertion, Claim, Servers
 from xds.mesh.model.authorization import Attribute, Pattern, Rule
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import UnknownNameError, ports_named, service_named, unknown_name
-from xds.mesh.model.objects import Mode, Namespace, Pod, Ref
+from xds.mesh.model.objects import Mode, Pod, Ref
 from xds.mesh.policy.acceptance import (
     ClientClass,
     Enforcement,
@@ -200,5 +200,5 @@ def unknown_clients(mesh: Mesh, assertion: Assertion) -> Iterator[str]:
 
 def _namespaces(mesh: Mesh) -> list[str]:
     """Return the names of the namespaces."""
-    named = (fact.name for fact in mesh.in_namespace("").facts.values() if isinstance(fact, Namespace))
+    named = (fact.name for fact in mesh.namespace_objects())
     return sorted({*named, *filter(None, mesh.namespaces())})

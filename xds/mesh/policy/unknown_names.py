@@ -18,7 +18,6 @@ from xds.mesh.model.objects import (
     DEFAULT_TRUST_DOMAIN,
     AuthorizationPolicy,
     DestinationRule,
-    Namespace,
     Problem,
     Ref,
     Service,
@@ -151,8 +150,7 @@ def unknown_export_scopes(
 
 
 def _known_namespaces(mesh: Mesh, missing: Collection[str]) -> set[str]:
-    facts = mesh.in_namespace("").facts.values()
-    namespaces = (fact.name for fact in facts if isinstance(fact, Namespace))
+    namespaces = (fact.name for fact in mesh.namespace_objects())
     return {*namespaces, *mesh.namespaces()}.difference(missing, ("",))
 
 
@@ -275,8 +273,7 @@ def unknown_egress_hosts(mesh: Mesh, sidecars: Collection[Sidecar]) -> Iterator[
 
 def unmatched_discovery_selectors(mesh: Mesh) -> Iterator[Finding]:
     """Yield the discoverySelectors that match no Namespace. None is checked if no Namespace is known."""
-    facts = mesh.in_namespace("", with_defaults=False).facts.values()
-    labels = [fact.meta.labels for fact in facts if isinstance(fact, Namespace)]
+    labels = [fact.meta.labels for fact in mesh.namespace_objects()]
     selectors = mesh.config.discovery_selectors if labels else ()
     unmatched = [
         number
@@ -284,8 +281,8 @@ def unmatched_discovery_selectors(mesh: Mesh) -> Iterator[Finding]:
         if not any(selects(selector, each) for each in labels)
     ]
     hides_all = len(unmatched) == len(selectors)
+    where = "MeshConfig"
     for number in unmatched:
         what = f"discoverySelectors[{number}] matches no Namespace"
         consequence = ", so clients see no services" if hides_all else ""
-        where = "MeshConfig"
         yield Ref(where, "", ""), Problem(where=where, what=what + consequence, notice=not hides_all)
