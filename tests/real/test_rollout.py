@@ -32,6 +32,8 @@ from tests.support.places import HERE
 from tests.support.predictions import predict
 from tests.support.tcp import SlowRelay
 from tests.support.waiting import eventually
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.parse import parse
 from xds.mesh.policy.reach import Outcome, Result
 
 pytestmark = pytest.mark.envoy
@@ -276,14 +278,13 @@ def flips(pods: Pods, dice: random.Random, *, permissions: bool = True) -> Itera
 
 
 def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
-    """Make the next change that keeps all traffic served, and undo others."""
+    """Make the next change that keeps all traffic served, also between its objects, and undo others."""
     for change in changes:
         before = dict(pods.objects)
         applied = _Paused(pods)
         with applied:
             kind = change()
-            good = pods.objects != before and served_with(pods)
-        if good:
+        if pods.objects != before and applied.is_served:
             applied.write()
             pods.history.append(f"{clock()} {applied}")
             return kind
@@ -309,6 +310,8 @@ class _Paused:
     def __init__(self, pods: Pods) -> None:
         self._pods, self._mesh = pods, pods.mesh
         self._written: list[tuple[str, Manifest]] = []
+        self.is_served = True
+        """Whether all traffic is served after each object. Sidecars may get one before the next is read."""
 
     def __enter__(self) -> None:
         self._pods.mesh = self  # type: ignore[assignment]
@@ -317,10 +320,14 @@ class _Paused:
         self._pods.mesh = self._mesh
 
     def apply(self, manifest: Manifest) -> None:
-        self._written.append(("apply", manifest))
+        self._write("apply", manifest)
 
     def delete(self, manifest: Manifest) -> None:
-        self._written.append(("delete", manifest))
+        self._write("delete", manifest)
+
+    def _write(self, how: str, manifest: Manifest) -> None:
+        self._written.append((how, manifest))
+        self.is_served &= self._pods.all_served
 
     def __str__(self) -> str:
         return ", ".join(
@@ -333,23 +340,13 @@ class _Paused:
         for how, manifest in self._written:
             getattr(self._mesh, how)(manifest)
 
-    def facts(self):
-        return facts_with(self._mesh, self._pods.objects)
-
-
-def facts_with(mesh: LocalMesh, objects: dict[str, Manifest]):
-    from xds.mesh.model.mesh import Mesh
-    from xds.mesh.parse import parse
-
-    base = mesh.facts()
-    kinds = {"PeerAuthentication", "DestinationRule", "AuthorizationPolicy"}
-    kept = [fact for fact in base.facts() if fact.ref.kind not in kinds]
-    facts = [parsed.fact for manifest in objects.values() for parsed in parse(manifest, lambda _: "test")]
-    return Mesh([*kept, *filter(None, facts)], base.config)
-
-
-def served_with(pods: Pods) -> bool:
-    return pods.all_served
+    def facts(self) -> Mesh:
+        base = self._mesh.facts()
+        kinds = {"PeerAuthentication", "DestinationRule", "AuthorizationPolicy"}
+        kept = [fact for fact in base.facts() if fact.ref.kind not in kinds]
+        objects = self._pods.objects.values()
+        facts = [parsed.fact for manifest in objects for parsed in parse(manifest, lambda _: "test")]
+        return Mesh([*kept, *filter(None, facts)], base.config)
 
 
 @pytest.mark.timeout(420)
