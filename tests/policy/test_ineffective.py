@@ -424,8 +424,8 @@ def test_discovery_selectors_that_match_no_namespace_are_reported():
     ]
     shop = Namespace(meta=meta("Namespace", "", "shop", mesh="no"))
     assert said(world.apply(Change(applied=(shop,)))) == [
-        "MeshConfig: discoverySelectors[0] matches no Namespace, so clients see no services",
-        "MeshConfig: discoverySelectors[1] matches no Namespace, so clients see no services",
+        "MeshConfig: discoverySelectors[0] matches no Namespace, so clients see no services of any Namespace",
+        "MeshConfig: discoverySelectors[1] matches no Namespace, so clients see no services of any Namespace",
     ]
 
 

@@ -284,5 +284,5 @@ def unmatched_discovery_selectors(mesh: Mesh) -> Iterator[Finding]:
     where = "MeshConfig"
     for number in unmatched:
         what = f"discoverySelectors[{number}] matches no Namespace"
-        consequence = ", so clients see no services" if hides_all else ""
+        consequence = ", so clients see no services of any Namespace" if hides_all else ""
         yield Ref(where, "", ""), Problem(where=where, what=what + consequence, notice=not hides_all)
