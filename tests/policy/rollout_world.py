@@ -104,6 +104,9 @@ class Client:
 class Proxies:
     """Servers and clients, and a control plane that can restart."""
 
+    has_reports = True
+    """Whether servers have reported their modes since the control plane started."""
+
     def __init__(self, timeout: float | None = 1e9) -> None:
         self.timeout = timeout
         self.now = 0.0
@@ -119,16 +122,18 @@ class Proxies:
 
     # --- the control plane ----------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start a control plane that knows only the objects, and what proxies bring."""
+    def start(self, *, reports: bool = True) -> None:
+        """Start a control plane that knows only the objects, and what proxies bring.
+
+        Args:
+            reports: whether servers report their modes now, and not after the next change.
+        """
         self.rollouts = RolloutDriver(self.timeout)
         self.rollout = self.rollouts.rollout
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
         self.mesh = self.rollouts.first_mesh(everything, Observed(), self.now)
-        for name, server in self.servers.items():
+        for server in self.servers.values():
             server.acked = server.generation = -1
-            if server.connected and server.modes:
-                self.rollout.recover(Ref("Pod", "ns", name), server.modes)
         for client in self.clients.values():
             self.reset(client)
         if hasattr(self, "must_reach"):
@@ -140,7 +145,18 @@ class Proxies:
                     if self.permits(rules, name, key[1], *Send)
                 }
             )
-        self.step()
+        self.has_reports = False
+        if reports:
+            self.report()
+
+    def report(self) -> None:
+        """Let servers report their modes, if they have not. Before that, no proxy is served."""
+        if not self.has_reports:
+            self.has_reports = True
+            for name, server in self.servers.items():
+                if server.connected and server.modes:
+                    self.rollout.recover(Ref("Pod", "ns", name), server.modes)
+            self.step()
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = (), config: MeshConfig | None = None) -> None:
         change = Change(applied=applied, removed=removed, config=config)
@@ -216,6 +232,7 @@ class Proxies:
 
     def deliver_to_server(self, name: str) -> None:
         """Let a server activate what it is served now."""
+        self.report()
         server, itself = self.servers[name], self.mesh.pod("ns", name)
         assert itself
         server.generation, server.rejects = self.mesh.served.generation, False
@@ -223,6 +240,8 @@ class Proxies:
         server.rules = served_rules_of(self.mesh, itself, http=False)
 
     def deliver_to_client(self, name: str) -> None:
+        """Let a client activate what it is served now."""
+        self.report()
         client, sends = self.clients[name], self.sends(self.mesh, name)
         for key, send in client.sends.items():
             if send is Send.PLAINTEXT and sends.get(key) is Send.MTLS:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.rollout_world import Proxies, Server, settled
+from tests.policy.rollout_world import CLIENTS, Proxies, Server, settled
 from tests.policy.world import peer, pod, rule
 from xds.mesh.controlplane.controller import MAX_ROLLOUT_DELAY
 from xds.mesh.envoy.inbound import decode_modes
@@ -18,6 +18,7 @@ from xds.mesh.rollout.observation import Generations, Observed, Report
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
 HOST = "web.ns.svc.cluster.local"
+MODES = ("DISABLE", "PERMISSIVE", "STRICT")
 
 
 def mode(world: Proxies) -> Mode:
@@ -74,6 +75,20 @@ def test_server_is_recovered_once_it_is_observed():
     )
     assert mesh.served.mtls[KEY] is False
     assert not rollout.has_unplanned_mode(WEB)
+
+
+@pytest.mark.parametrize("active", MODES)
+@pytest.mark.parametrize("not_sent", MODES)
+@pytest.mark.parametrize("changed", MODES)
+def test_change_before_servers_report_fails_no_request(active, not_sent, changed):
+    world = settled(active)
+    world.set_mode(not_sent)
+    world.start(reports=False)
+    world.set_mode(changed)
+    for client in CLIENTS:
+        world.ack(client)
+        world.check()
+    world.settle()
 
 
 def test_immediate_changes_compute_no_endpoints_before_a_sidecar_needs_them():

@@ -124,9 +124,9 @@ class RolloutMachine(RuleBasedStateMachine):
 
     # If a server restarts together with the control plane, its modes are unknown.
     @precondition(lambda self: all(each.modes for each in self.world.servers.values()))
-    @rule()
-    def control_plane_restarts(self) -> None:
-        self.world.start()
+    @rule(reports=st.booleans())
+    def control_plane_restarts(self, reports: bool) -> None:
+        self.world.start(reports=reports)
 
     @rule()
     def settle(self) -> None:

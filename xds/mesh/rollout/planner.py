@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -84,24 +84,16 @@ class Planner:
         """Yield the ports in transition, including those that start now."""
         rollout, observed, asks, count = self.rollout, self.observed, self._asks(), 0
         for key in {**rollout.plan.ports, **dict.fromkeys(rollout.pending), **asks, **rollout.refusals}:
-            port, transition, asked = rollout.ports.get(key), rollout.plan.ports.get(key), asks.get(key, ())
+            port, transition, asked = rollout.ports.get(key), rollout.plan.ports.get(key), asks.get(key, [])
             if port is None or not has_running_sidecar(self.mesh, key):
                 continue
             if transition and transition.uid not in {"", port.desired.uid}:
                 continue  # Another pod has taken the name.
             count += 1
-            if transition is None:
-                if observed.peers and count > MAX_PORTS:
-                    self._is_full = True
-                    continue
-                if asked and asked[0].is_from_server:
-                    port = as_recovered(port, asked[0].mode)
-                transition = self._start(key, port)
-                # Count clients as sending either if they may not have the state that this replica serves:
-                # another replica may serve them an earlier one, or they reconnected with an earlier one.
-                if observed.peers or observed.own.has_earlier_connections or asked:
-                    clients = transition.clients.widen(BOTH, self.generation, self.now)
-                    transition = replace(transition, clients=clients)
+            if transition is None and observed.peers and count > MAX_PORTS:
+                self._is_full = True
+                continue
+            transition = self._transition(key, port, asked)
             modes = {ask.mode for ask in asked}
             if observed.server_generation(key[0]) < inf:
                 modes |= rollout.refusals.get(key, frozenset())
@@ -115,6 +107,24 @@ class Planner:
             for key, ask in report.asks.items():
                 asks.setdefault(key, []).append(ask)
         return {key: sorted(asked, key=lambda ask: not ask.is_from_server) for key, asked in asks.items()}
+
+    def _transition(self, key: PortKey, port: PortState, asked: Sequence[Ask]) -> Transition:
+        """Return the transition of a port: the plan's, or a new one.
+
+        If a server reports a mode that the plan did not expect, the transition starts again from this mode.
+        Otherwise, clients might be sent to the server with what it refuses.
+        """
+        transition, observed = self.rollout.plan.ports.get(key), self.observed
+        reported = asked[0].mode if asked and asked[0].is_from_server else None
+        if transition and (reported is None or reported in transition.listener.possible):
+            return transition
+        transition = self._start(key, as_recovered(port, reported) if reported else port)
+        # Count clients as sending either if they may not have the state that this replica serves:
+        # another replica may serve them an earlier one, or they reconnected with an earlier one.
+        if observed.peers or observed.own.has_earlier_connections or asked:
+            clients = transition.clients.widen(BOTH, self.generation, self.now)
+            transition = replace(transition, clients=clients)
+        return transition
 
     def _start(self, key: PortKey, port: PortState) -> Transition:
         """Return a new transition of a port."""
@@ -255,9 +265,9 @@ class Planner:
         """
         rollout, refused = self.rollout, {}
         ports = {key: transition for key, transition in rollout.plan.ports.items() if key in rollout.ports}
-        for key, (ask, *_) in self._asks().items():
-            if ask.is_from_server and (port := rollout.ports.get(key)) and key not in ports:
-                ports[key] = self._start(key, as_recovered(port, ask.mode))
+        for key, asked in self._asks().items():
+            if asked[0].is_from_server and (port := rollout.ports.get(key)):
+                ports[key] = self._transition(key, port, asked)
         sends = RuleSends(self.mesh, dict(rollout.rules))
         for rule in self.mesh.rules():
             known = rollout.rules.get(rule.ref)
