@@ -102,9 +102,10 @@ def key_of(manifest: Manifest) -> str:
 class Pods:
     """The pods, their traffic and the current policies."""
 
-    def __init__(self, mesh: LocalMesh, stack: AsyncExitStack, drain: int) -> None:
+    def __init__(self, mesh: LocalMesh, stack: AsyncExitStack, drain: int, delay: float) -> None:
         self.mesh = mesh
         self._stack = stack
+        self._delay = delay
         self._options = run_options(drain)
         variants = ("sotw", "delta")
         self.clients = [mesh.pod(f"client-{variant}", "ns") for variant in variants]
@@ -125,7 +126,7 @@ class Pods:
         self.mesh.service("web", "ns", ports)
         self.mesh.service("restless-server", "other", {"http": (80, HTTP)})
         # A relay delays one server and one client, so they get changes later than the others.
-        for pod, seconds in ((self.servers[0], 0.3), (self.clients[1], 0.5)):
+        for pod, seconds in ((self.servers[0], self._delay), (self.clients[1], 0.5)):
             relay = SlowRelay(HERE.listener("127.0.0.1", 0), self._control_plane, seconds)
             await self._stack.enter_async_context(relay)
             self.mesh.through[pod.full_name] = relay.port
@@ -208,13 +209,15 @@ class Pods:
 
 
 @asynccontextmanager
-async def running(loopback, directory, *options: str, drain: int = PATIENT, settings: Sequence[str] = ()):
+async def running(
+    loopback, directory, *options: str, drain: int = PATIENT, delay: float = 0.3, settings: Sequence[str] = ()
+):
     async with LocalMesh(loopback, directory, settings=settings) as mesh, AsyncExitStack() as stack:
         if options:
             await mesh.plane.stop()
             mesh.plane._options = (*mesh.plane._options, *options)
             await mesh.plane.start()
-        pods = Pods(mesh, stack, drain)
+        pods = Pods(mesh, stack, drain, delay)
         await pods.start()
         yield pods
 
@@ -391,6 +394,26 @@ async def test_random_mode_changes_fail_no_request(loopback, tmp_path):
     assert not failed, (
         f"seed {seed}: {sum(failed.values())} of {sent} failed: {failed.most_common(5)}\n{changed}\n{log}"
     )
+
+
+@pytest.mark.timeout(300)
+async def test_change_before_servers_report_fails_no_request(loopback, tmp_path):
+    """A mode changes while no control plane runs, and back before a server has reported its mode."""
+    async with running(loopback, tmp_path, delay=1) as pods:
+        disabled = manifests.peer_authentication("ns", "DISABLE")
+        pods.say(manifests.peer_authentication("istio-system", "STRICT"))
+        pods.say(disabled)
+        await pods.mesh.settled()
+        await pods.load()
+        pods.mesh.plane._process.kill()
+        await pods.mesh.plane.stop()
+        pods.unsay(key_of(disabled))
+        await pods.mesh.plane.start()
+        pods.say(disabled)
+        await pods.mesh.settled(timeout=RECONNECTED)
+        await pods.more()
+        sent, failed = await pods.stop()
+    assert not failed, f"{sum(failed.values())} of {sent}: {failed.most_common(5)}"
 
 
 RULE = "web.ns.svc.cluster.local"
