@@ -46,7 +46,7 @@ def check(
     namespace: Annotated[
         str, typer.Option("-n", "--namespace", metavar="NAME", help="Namespace of the control plane.")
     ] = NAMESPACE,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = "table",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     xds_address: Annotated[
@@ -119,7 +119,7 @@ def _check_sidecars(connection: ConnectionOptions) -> str:
 
 
 def _print(findings: list[Finding], output: Format) -> None:
-    if output is not Format.TABLE:
+    if output != "table":
         rows = [
             {
                 "name": finding.name,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.completion import get_completion_script  # type: ignore[attr-defined]
@@ -14,13 +13,8 @@ xds completion zsh > "${fpath[1]}/_xds"
 xds completion fish > ~/.config/fish/completions/xds.fish
 """
 
-
-class Shell(StrEnum):
-    """A shell."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
+Shell = Literal["bash", "zsh", "fish"]
+"""A shell."""
 
 
 def completion(
@@ -31,4 +25,4 @@ def completion(
     Names of pods, services and namespaces come from the folder in --manifests, or else from the running
     control plane.
     """
-    typer.echo(get_completion_script(prog_name="xds", complete_var="_XDS_COMPLETE", shell=shell.value))
+    typer.echo(get_completion_script(prog_name="xds", complete_var="_XDS_COMPLETE", shell=shell))

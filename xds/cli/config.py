@@ -5,9 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,11 +37,8 @@ kubectl port-forward sleep 15000 & xds config sleep.shop --diff envoy
 ADMIN_TIMEOUT = 10.0
 """Timeout of a request to Envoy's admin interface, in seconds."""
 
-
-class Diff(StrEnum):
-    """What to compare the served configuration with."""
-
-    ENVOY = "envoy"
+Diff = Literal["envoy"]
+"""What to compare the served configuration with."""
 
 
 @grouped_options
@@ -75,7 +71,7 @@ def config(
     output: Annotated[
         Format,
         typer.Option("-o", "--output", help="Output format. json and yaml print the contents of resources."),
-    ] = Format.TABLE,
+    ] = "table",
     connection: ConnectionOptions,
 ) -> None:
     """Print the configuration that a running control plane serves to a connected sidecar.
@@ -93,7 +89,7 @@ def config(
     Exit status: 0 printed, or no difference, 1 a difference, 2 the sidecar or the resource does not exist or
     wrong usage, 3 the control plane or Envoy cannot be reached.
     """
-    if diff is Diff.ENVOY and only is Type.SECRETS:
+    if diff == "envoy" and only == "secrets":
         fail("--diff envoy cannot compare secrets, because Envoy redacts them")
     admin = parse_address("--envoy-admin", envoy_admin)
     with connection.open() as client:
@@ -102,7 +98,7 @@ def config(
         if not found.proxies:
             fail(f"proxy {full_name} is not connected to {client.address}")
         node_id = found.proxies[0].node_id
-        is_table = output is Format.TABLE and diff is None
+        is_table = output == "table" and diff is None
         listed = [
             resource
             for resource in (client.list_resources(node_id) if is_table else ())
@@ -136,7 +132,7 @@ def _read_served(client: admin_client.AdminClient, node_id: str) -> Iterator[tup
 
 
 def _type_of(type_url: str) -> Type | None:
-    return next((type_ for type_ in Type if TYPE_URLS[type_] == type_url), None)
+    return next((type_ for type_, url in TYPE_URLS.items() if url == type_url), None)
 
 
 def _print_table(resources: Iterable[pb.ServedResource]) -> None:
@@ -154,7 +150,7 @@ def _print(served: dict[tuple[str, str], bytes], output: Format) -> None:
     for (type_url, _), body in sorted(served.items()):
         if type_ := _type_of(type_url):
             document.setdefault(type_, []).append(to_dict(type_url, body))
-    print_document({type_.value: document[type_] for type_ in Type if type_ in document}, output)
+    print_document({type_: document[type_] for type_ in TYPE_URLS if type_ in document}, output)
 
 
 def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:

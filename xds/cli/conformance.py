@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -51,17 +50,8 @@ _MARKS = {Outcome.PASS: "pass", Outcome.ERROR: "error", Outcome.NOT_APPLICABLE: 
 _MAX_LINES = 20
 """Number of lines that are shown of a conversation."""
 
-
-class ReportFormat(StrEnum):
-    """An output format of a report."""
-
-    TABLE = "table"
-    WIDE = "wide"
-    JSON = "json"
-    YAML = "yaml"
-    JUNIT = "junit"
-    GITHUB = "github"
-    KEYS = "keys"
+ReportFormat = Literal["table", "wide", "json", "yaml", "junit", "github", "keys"]
+"""An output format of a report."""
 
 
 def conformance(
@@ -149,9 +139,7 @@ def conformance(
         file_option("--cert-file", "Client certificate (PEM). Requires --ca-file and --key-file."),
     ] = None,
     key_file: Annotated[Path | None, file_option("--key-file", "Private key (PEM) of --cert-file.")] = None,
-    output: Annotated[
-        ReportFormat, typer.Option("-o", "--output", help="Output format.")
-    ] = ReportFormat.TABLE,
+    output: Annotated[ReportFormat, typer.Option("-o", "--output", help="Output format.")] = "table",
 ) -> None:
     """Check whether an xDS server follows the rules of the protocol.
 
@@ -233,17 +221,17 @@ def conformance(
 
 
 def _print(report: Report, output: ReportFormat) -> None:
-    if output is ReportFormat.JUNIT:
+    if output == "junit":
         typer.echo(to_junit(report))
-    elif output in (ReportFormat.JSON, ReportFormat.YAML):
+    elif output in ("json", "yaml"):
         print_document(to_dict(report), output)
-    elif output is ReportFormat.KEYS:
+    elif output == "keys":
         for result in report.results:
             if result.outcome is Outcome.FAIL and report.counts(result.level):
                 typer.echo(result.key)
     else:
-        _print_tables(report, is_wide=output is ReportFormat.WIDE)
-        if output is ReportFormat.GITHUB:
+        _print_tables(report, is_wide=output == "wide")
+        if output == "github":
             typer.echo(to_github(report))
 
 

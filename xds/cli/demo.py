@@ -36,7 +36,7 @@ def demo(
         bool,
         typer.Option("--sotw", help="Use state-of-the-world xDS in sidecars instead of incremental xDS."),
     ] = False,
-    output: Annotated[Output, typer.Option("-o", "--output", help="Output format.")] = Output.TABLE,
+    output: Annotated[Output, typer.Option("-o", "--output", help="Output format.")] = "table",
 ) -> None:
     """Run Istio's automatic mutual TLS task with real Envoys on this machine, and verify every response.
 

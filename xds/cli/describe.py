@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,11 +22,8 @@ xds describe pod httpbin-1.shop --manifests mesh/
 xds describe pod httpbin-1.shop --kubernetes -o yaml
 """
 
-
-class DescribedKind(StrEnum):
-    """A kind of object to describe."""
-
-    POD = "pod"
+DescribedKind = Literal["pod"]
+"""A kind of object to describe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +36,7 @@ class DescribeOptions:
         typer.Argument(metavar="POD.NAMESPACE", help="Pod to describe, or a prefix of its name."),
     ]
     mesh: MeshOptions
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = "table"
 
 
 @grouped_options
@@ -56,7 +52,7 @@ def describe(options: DescribeOptions) -> None:
     """
     with options.mesh.open() as policies:
         found = policies.describe_pod(options.name)
-    if options.output is Format.TABLE:
+    if options.output == "table":
         _print(found)
     else:
         print_document(found, options.output)

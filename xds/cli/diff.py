@@ -54,7 +54,7 @@ def diff(
     allow_gained: Annotated[
         bool, typer.Option("--allow-gained", help="Exit with status 0 even if clients gain access.")
     ] = False,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = "table",
 ) -> None:
     """Print which access to service ports clients gain and lose between two states of the manifests.
 
@@ -81,7 +81,7 @@ def diff(
     changes = access_changes(old, new)
     unknown = chain(unknown_servers(old), unknown_servers(new))
     not_considered = tuple(dict.fromkeys((*old_read.not_considered, *new_read.not_considered, *unknown)))
-    if output is Format.TABLE:
+    if output == "table":
         _print_table(changes, is_complete=not not_considered)
         print_not_considered(not_considered, err=False)
     else:

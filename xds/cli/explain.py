@@ -91,7 +91,7 @@ class ExplainOptions:
     ]
     http: HttpOptions
     mesh: MeshOptions
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = "table"
 
 
 @grouped_options
@@ -114,7 +114,7 @@ def explain(options: ExplainOptions) -> None:
     )
     with options.mesh.open() as policies:
         found = policies.explain(request)
-    if options.output is Format.TABLE:
+    if options.output == "table":
         print_explanation(found)
     else:
         print_document(found, options.output)

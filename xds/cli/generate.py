@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,12 +29,8 @@ xds generate --kubernetes --record traffic.json --check
 xds generate --kubernetes --record traffic.json --kind Sidecar -n shop
 """
 
-
-class Kind(StrEnum):
-    """A kind of object to print."""
-
-    AUTHORIZATION_POLICY = "AuthorizationPolicy"
-    SIDECAR = "Sidecar"
+Kind = Literal["AuthorizationPolicy", "Sidecar"]
+"""A kind of object to print."""
 
 
 @grouped_options
@@ -60,7 +55,7 @@ def generate(
         ),
     ] = None,
     kind: Annotated[Kind, typer.Option("--kind", help="Kind of the objects to print.")] = (
-        Kind.AUTHORIZATION_POLICY
+        "AuthorizationPolicy"
     ),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help=f"Add the annotation {DRY_RUN}, to try the policies first.")
@@ -68,9 +63,7 @@ def generate(
     check: Annotated[
         bool, typer.Option("--check", help="Print which access of today's ALLOW policies is unused.")
     ] = False,
-    output: Annotated[
-        Format, typer.Option("-o", "--output", help="Output format with --check.")
-    ] = Format.TABLE,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format with --check.")] = "table",
 ) -> None:
     """Print AuthorizationPolicies or Sidecars for recorded traffic.
 
@@ -96,9 +89,9 @@ def generate(
     """
     if check and dry_run:
         fail("--dry-run has no effect with --check")
-    if kind is Kind.SIDECAR and (dry_run or check):
+    if kind == "Sidecar" and (dry_run or check):
         fail(f"{'--dry-run' if dry_run else '--check'} has no effect with --kind Sidecar")
-    if output is not Format.TABLE and not check:
+    if output != "table" and not check:
         fail("--output has no effect without --check")
     if STDIN in record and STDIN in (source.manifests or ()):
         fail("stdin (-) can be either --manifests or --record, not both")
@@ -115,12 +108,12 @@ def generate(
     if check:
         unused = unused_access(mesh, found.flows, namespaces or ())
         is_complete = not (missing or read.not_considered)
-        if output is Format.TABLE:
+        if output == "table":
             _print_unused(found, unused, is_complete=is_complete)
         else:
             print_document(_value(found, unused, [*missing, *read.not_considered]), output)
         raise typer.Exit(int(bool(unused.rules) or not is_complete))
-    if kind is Kind.SIDECAR:
+    if kind == "Sidecar":
         used = used_services(mesh, found.flows, namespaces or ())
         without = [(f"namespace {name}", reason) for name, reason in used.omitted]
         _print_objects("Sidecar", sidecar_document(found, missing, used), without, is_empty=not used.hosts)

@@ -88,7 +88,7 @@ def install(
         typer.Option(
             "-o", "--output", help="Output format. yaml prints the objects without installing them."
         ),
-    ] = ManifestFormat.TABLE,
+    ] = "table",
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -115,7 +115,7 @@ def install(
     )
     disabled = [item for item in objects if item["kind"] == "NetworkPolicy" and not network_policy]
     objects = [item for item in objects if item not in disabled]
-    if output is ManifestFormat.YAML:
+    if output == "yaml":
         _print_yaml(parts, config, objects)
         return
 

@@ -85,7 +85,7 @@ class ModeChangeOptions:
         typer.Option(
             "-o", "--output", help="Output format. yaml prints the manifest, and requires --dry-run."
         ),
-    ] = ManifestFormat.TABLE
+    ] = "table"
     connection: ConnectionOptions
 
 
@@ -119,11 +119,7 @@ def unlock(options: ModeChangeOptions) -> None:
     """Set PERMISSIVE. Exit if it is not confirmed or not in force in time."""
     with _Change(options, Mode.PERMISSIVE) as change:
         found = change.plan(UNLOCK_PERIOD)
-        if (
-            change.mode != Mode.STRICT
-            and not found.observation.opened_ports
-            and options.output is ManifestFormat.TABLE
-        ):
+        if change.mode != Mode.STRICT and not found.observation.opened_ports and options.output == "table":
             typer.echo(
                 f"nothing to unlock: PERMISSIVE would open no port of {change.target}. Ports that "
                 "portLevelMtls or a more specific policy makes STRICT stay STRICT"
@@ -145,7 +141,7 @@ class _Change:
         namespace, separator, workload = options.target.partition("/")
         if names.label(namespace) or (separator and names.subdomain(workload)):
             fail(f"{options.target!r} is neither NAMESPACE nor NAMESPACE/WORKLOAD")
-        if options.output is ManifestFormat.YAML and not options.dry_run:
+        if options.output == "yaml" and not options.dry_run:
             fail("-o yaml requires --dry-run")
         parse_duration("--timeout", options.timeout)
         self._options, self._mode = options, mode
@@ -154,7 +150,7 @@ class _Change:
         if options.manifests and (names_cluster or options.force_conflicts):
             fail("--manifests cannot be combined with options for a cluster: the policy is written to a file")
         self._has_api_server = not options.manifests and (names_cluster or has_cluster())
-        needs_cluster = options.output is ManifestFormat.TABLE or bool(workload)
+        needs_cluster = options.output == "table" or bool(workload)
         # A plan of another cluster's control plane would say nothing about this one.
         self._client = connection.open(reads_cluster=True, in_cluster=needs_cluster and self._has_api_server)
         self.target = PolicyTarget(namespace=namespace, workload=workload)
@@ -192,7 +188,7 @@ class _Change:
 
     def messages(self) -> AbstractContextManager[Any]:
         """Return a context that prints to stderr if stdout is for the manifest."""
-        return redirect_stdout(sys.stderr) if self._options.output is ManifestFormat.YAML else nullcontext()
+        return redirect_stdout(sys.stderr) if self._options.output == "yaml" else nullcontext()
 
     def plan(self, observed: float) -> pb.PlanResponse:
         """Return the effects of the policy. Exit if it has none."""
@@ -214,13 +210,13 @@ class _Change:
 
     def _read(self) -> None:
         """Find the pods of a workload, and have the API server check the policy."""
-        if self._options.output is ManifestFormat.YAML and not self.target.workload:
+        if self._options.output == "yaml" and not self.target.workload:
             return  # The mesh may have no API server.
         if not self._has_api_server:
             self._read_file()
             return
         self.target, prepared = asyncio.run(self._prepare())
-        if self._options.output is ManifestFormat.TABLE:
+        if self._options.output == "table":
             if not self._look_up().has_versions:
                 remedy = "add --manifests DIR, the folder it reads"
                 fail(f"the control plane reads files, not an API server: {remedy}")
@@ -233,7 +229,7 @@ class _Change:
             try:
                 if target.workload:
                     target = await find_target(api, target.namespace, target.workload)
-                if options.output is ManifestFormat.YAML:
+                if options.output == "yaml":
                     return target, None
                 return target, await prepare(api, target, self._mode, force=options.force_conflicts)
             except ModePolicyError as error:
@@ -278,7 +274,7 @@ class _Change:
     def apply(self, verb: str, done: str) -> None:
         """Print the manifest, or ask for confirmation, apply the policy, and wait until it is in force."""
         options, target, prepared, file = self._options, self.target, self._prepared, self._file
-        if options.output is ManifestFormat.YAML:
+        if options.output == "yaml":
             typer.echo(self._manifest(self._mode), nl=False)
             return
         if not (prepared or file):

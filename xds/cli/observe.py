@@ -15,7 +15,7 @@ from xds.cli.durations import parse_period
 from xds.cli.explain_output import address_notes
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import OBSERVATION_DISABLED, fail, namespace_option
-from xds.cli.output import WideFormat, print_document
+from xds.cli.output import TABLES, WideFormat, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import duration, since
 from xds.mesh.model.objects import printable
@@ -70,7 +70,7 @@ def observe(
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
     ] = False,
-    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
+    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = "table",
     connection: ConnectionOptions,
 ) -> None:
     """Print the traffic that sidecars have reported, a row per client, service and mode.
@@ -93,7 +93,7 @@ def observe(
         if seconds > retention:
             fail(f"--since: {kind} remembered for only {duration(retention)}")
         request.period.FromMilliseconds(round(seconds * 1000))
-    table = (_DeniedTable if denied else _TrafficTable)(wide=output is WideFormat.WIDE)
+    table = (_DeniedTable if denied else _TrafficTable)(wide=output == "wide")
     with connection.open() as client:
         if watch:
             with suppress(KeyboardInterrupt):
@@ -101,7 +101,7 @@ def observe(
             return
         response = client.list_traffic(request)
     _require_enabled(response)
-    if not output.is_table:
+    if output not in TABLES:
         print_document(response, output)
         return
     table.add_changes(response)
@@ -117,7 +117,7 @@ def observe(
 def _follow(responses: Iterable[pb.ListTrafficResponse], table: _TrafficTable, output: WideFormat) -> None:
     for response in responses:
         _require_enabled(response)
-        if output.is_table:
+        if output in TABLES:
             table.add_changes(response)
         else:
             print_document(response, output, is_stream=True)

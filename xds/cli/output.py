@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import typer
 import yaml
 
+Format = Literal["table", "json", "yaml"]
+"""An output format."""
 
-class Format(StrEnum):
-    """An output format."""
+DocumentFormat = Literal["json", "yaml"]
+"""An output format of a document."""
 
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
+ManifestFormat = Literal["table", "yaml"]
+"""An output format of a command that makes objects: what it does, or only the objects."""
 
-
-class DocumentFormat(StrEnum):
-    """An output format of a document."""
-
-    JSON = "json"
-    YAML = "yaml"
-
-
-class ManifestFormat(StrEnum):
-    """An output format of a command that makes objects: what it does, or only the objects."""
-
-    TABLE = "table"
-    YAML = "yaml"
-
-
-class WideFormat(StrEnum):
-    """An output format, including a table with more columns."""
-
-    TABLE = "table"
-    WIDE = "wide"
-    JSON = "json"
-    YAML = "yaml"
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the output is rows under column titles."""
-        return self in (WideFormat.TABLE, WideFormat.WIDE)
+WideFormat = Literal["table", "wide", "json", "yaml"]
+"""An output format, including a table with more columns."""
+TABLES = ("table", "wide")
+"""The formats that are rows under column titles."""
 
 
 def print_document(value: Any, output: str, *, is_stream: bool = False) -> None:
@@ -56,7 +33,7 @@ def print_document(value: Any, output: str, *, is_stream: bool = False) -> None:
     """
     if not isinstance(value, list | dict):
         value = to_value(value)
-    if output == Format.JSON:
+    if output == "json":
         typer.echo(json.dumps(value, indent=None if is_stream else 2))
     else:
         separator = "---\n" if is_stream else ""

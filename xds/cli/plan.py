@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,13 +33,8 @@ xds plan --manifests mesh/ -f strict.yaml --replay monday.json --replay tuesday.
 xds observe -o json | xds plan --kubernetes -f strict.yaml --replay -
 """
 
-
-class PlanFormat(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
-    MARKDOWN = "markdown"
+PlanFormat = Literal["table", "json", "markdown"]
+"""An output format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +89,7 @@ class PlanOptions:
     output: Annotated[
         PlanFormat,
         typer.Option("-o", "--output", help="Output format. markdown: for a comment on a pull request."),
-    ] = PlanFormat.TABLE
+    ] = "table"
 
 
 @grouped_options
@@ -142,9 +136,9 @@ def plan(options: PlanOptions) -> None:
         fail("cannot plan the change: repair the problems of its objects first")
     if observed and not found.observation.enabled:
         fail(OBSERVATION_DISABLED, 1)
-    if options.output is PlanFormat.JSON:
+    if options.output == "json":
         print_document(found, options.output)
-    elif options.output is PlanFormat.MARKDOWN:
+    elif options.output == "markdown":
         typer.echo(plan_output.as_markdown(found))
     else:
         print_problems(map(plan_output.to_problem, found.without_effect))

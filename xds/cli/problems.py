@@ -32,7 +32,7 @@ def problems(
     notices: Annotated[
         bool, typer.Option("--notices", help="Also print notices, such as objects that are ignored.")
     ] = False,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = "table",
     connection: ConnectionOptions,
 ) -> None:
     """Print the problems of a running control plane.
@@ -49,7 +49,7 @@ def problems(
     """
     with connection.open() as client:
         response = client.list_problems(namespace or "", notices=notices)
-    if output is Format.TABLE:
+    if output == "table":
         _print_table(response)
     else:
         print_document(response, output)

@@ -43,7 +43,7 @@ def prove(
         typer.Option("--filename", "-f", metavar="FILE", help="File with assertions. Can be repeated."),
     ],
     source: SourceOptions,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = "table",
 ) -> None:
     """Prove assertions about who may connect to which servers, or print counterexamples.
 
@@ -65,7 +65,7 @@ def prove(
     mesh, read = read_source(source)
     print_problems(read.problems)
     proofs = _prove(mesh, assertions, is_complete=not read.not_considered)
-    if output is Format.TABLE:
+    if output == "table":
         _print_table(proofs)
         print_not_considered(read.not_considered, err=False)
     else:

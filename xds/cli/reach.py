@@ -17,7 +17,7 @@ from xds.cli.hop_cells import TargetGroups, grouped_cells, hop_cells, hop_value,
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail, print_not_considered, print_problems
-from xds.cli.output import WideFormat, to_value
+from xds.cli.output import TABLES, WideFormat, to_value
 from xds.cli.rows import Rows
 from xds.mesh.policy.reach import Result
 from xds.mesh.v1 import policies_pb2 as pb
@@ -74,7 +74,7 @@ class ReachOptions:
     expand: Annotated[
         bool, typer.Option("--expand", help="Print a line for each client pod and endpoint.")
     ] = False
-    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE
+    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = "table"
     strict: Annotated[
         bool,
         typer.Option(
@@ -96,7 +96,7 @@ class ReachOptions:
     @property
     def groups_targets(self) -> bool:
         """Whether service ports with the same clients and outcome share a row."""
-        return self.output is WideFormat.TABLE
+        return self.output == "table"
 
 
 @grouped_options
@@ -136,7 +136,7 @@ def _request(options: ReachOptions) -> pb.ReachRequest:
         namespace=options.namespace,
         outcome=options.only,
         expand=options.expand,
-        endpoint_names=options.output is WideFormat.WIDE,
+        endpoint_names=options.output == "wide",
         watch=options.watch,
     )
 
@@ -172,10 +172,10 @@ def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions)
             for group in groups:
                 rows.add_cells(grouped_cells(group))
             is_complete = not response.not_considered
-            if not (is_complete or options.output.is_table):
+            if not (is_complete or options.output in TABLES):
                 rows.add_value({"notConsidered": [*response.not_considered]})
             rows.close()
-            if options.output.is_table:
+            if options.output in TABLES:
                 print_not_considered(response.not_considered, err=False)
             groups = TargetGroups(partial(hop_cells, wide=False))
             previous, current = current, set()
@@ -196,10 +196,10 @@ def _missing(response: pb.ReachResponse, options: ReachOptions) -> str:
 
 
 def _add(rows: Rows, item: pb.Hop | pb.ConnectionResult, output: WideFormat) -> None:
-    if not output.is_table:
+    if output not in TABLES:
         rows.add_value(hop_value(item) if isinstance(item, pb.Hop) else to_value(item))
     elif isinstance(item, pb.Hop):
-        rows.add_cells(hop_cells(item, wide=output is WideFormat.WIDE))
+        rows.add_cells(hop_cells(item, wide=output == "wide"))
     else:
         rows.add_cells(result_cells(item))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,12 +21,8 @@ xds report --sign key.pem > report.html
 xds report --verify report.html --key public.pem
 """
 
-
-class ReportFormat(StrEnum):
-    """An output format."""
-
-    HTML = "html"
-    JSON = "json"
+ReportFormat = Literal["html", "json"]
+"""An output format."""
 
 
 @grouped_options
@@ -50,9 +45,7 @@ def report(
             help="Include traffic that was last seen in this time, such as 1h or 7d (maximum).",
         ),
     ] = "7d",
-    output: Annotated[
-        ReportFormat, typer.Option("-o", "--output", help="Output format.")
-    ] = ReportFormat.HTML,
+    output: Annotated[ReportFormat, typer.Option("-o", "--output", help="Output format.")] = "html",
     sign: Annotated[
         Path | None, file_option("--sign", "Private key (PEM) to sign the report with. It stays here.")
     ] = None,
@@ -99,7 +92,7 @@ def report(
             document = seal(to_value(client.report(request)), secret)
     except ValueError as error:
         fail(f"--sign {sign}: {error}")
-    if output is ReportFormat.JSON:
+    if output == "json":
         typer.echo(json.dumps(document, indent=2))
     else:
         from xds.cli.report_html import render  # noqa: PLC0415

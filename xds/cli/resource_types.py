@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from typing import Literal
 
 from xds import snapshot
 
-
-class Type(StrEnum):
-    """A resource type."""
-
-    CLUSTERS = "clusters"
-    ENDPOINTS = "endpoints"
-    LISTENERS = "listeners"
-    ROUTES = "routes"
-    SECRETS = "secrets"
-
-
-class PublicType(StrEnum):
-    """A resource type without private keys."""
-
-    CLUSTERS = "clusters"
-    ENDPOINTS = "endpoints"
-    LISTENERS = "listeners"
-    ROUTES = "routes"
-
-
-TYPE_URLS: Mapping[str, str] = {
-    Type.CLUSTERS: snapshot.CLUSTER,
-    Type.ENDPOINTS: snapshot.ENDPOINT,
-    Type.LISTENERS: snapshot.LISTENER,
-    Type.ROUTES: snapshot.ROUTE,
-    Type.SECRETS: snapshot.SECRET,
+Type = Literal["clusters", "endpoints", "listeners", "routes", "secrets"]
+"""A resource type."""
+PublicType = Literal["clusters", "endpoints", "listeners", "routes"]
+"""A resource type without private keys."""
+TYPE_URLS: Mapping[Type, str] = {
+    "clusters": snapshot.CLUSTER,
+    "endpoints": snapshot.ENDPOINT,
+    "listeners": snapshot.LISTENER,
+    "routes": snapshot.ROUTE,
+    "secrets": snapshot.SECRET,
 }
 """Type URL of each resource type."""

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import typer
 from rich.text import Text
 
-from xds.cli.output import WideFormat, print_document, to_yaml
+from xds.cli.output import TABLES, WideFormat, print_document, to_yaml
 from xds.cli.tables import Table
 
 BATCH = 200
@@ -40,7 +40,7 @@ class Rows:
         """Add a row as an item of the JSON or YAML list."""
         if self._is_stream:
             print_document(value, self._output, is_stream=True)
-        elif self._output is WideFormat.JSON:
+        elif self._output == "json":
             typer.echo((",\n" if self._count else "[\n") + json.dumps(value), nl=False)
         else:
             typer.echo(to_yaml([value]), nl=False)
@@ -55,11 +55,11 @@ class Rows:
 
     def close(self) -> None:
         """Print the rest."""
-        if self._output.is_table:
+        if self._output in TABLES:
             self._table.show()
         elif self._is_stream:
             pass
-        elif self._output is WideFormat.JSON:
+        elif self._output == "json":
             typer.echo("\n]" if self._count else "[]")
         else:
             typer.echo("" if self._count else "[]\n", nl=False)

@@ -7,10 +7,9 @@ import resource
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import structlog
 import typer
@@ -49,19 +48,11 @@ log = structlog.get_logger("xds.cli.serve")
 CANNOT_ISSUE = "cannot issue the server certificate: {}"
 """Error if the CA has expired since it was read."""
 
+RolloutMode = Literal["gated", "immediate"]
+"""How a change of mTLS mode is rolled out."""
 
-class RolloutMode(StrEnum):
-    """How a change of mTLS mode is rolled out."""
-
-    GATED = "gated"
-    IMMEDIATE = "immediate"
-
-
-class Switch(StrEnum):
-    """Whether a feature is enabled."""
-
-    TRUE = "true"
-    FALSE = "false"
+Switch = Literal["true", "false"]
+"""Whether a feature is enabled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +120,7 @@ class RolloutOptions:
             help="How a change of mTLS mode is rolled out. gated: servers accept both modes until all "
             "clients have switched; no request fails. immediate: servers and clients switch at once.",
         ),
-    ] = RolloutMode.GATED
+    ] = "gated"
     rollout_timeout: Annotated[
         float,
         typer.Option(
@@ -143,7 +134,7 @@ class RolloutOptions:
     @property
     def timeout(self) -> float | None:
         """The timeout of a gated rollout; None for immediate changes."""
-        return self.rollout_timeout if self.rollout is RolloutMode.GATED else None
+        return self.rollout_timeout if self.rollout == "gated" else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +149,7 @@ class ObserveOptions:
             "xds observe. false: sidecars' listeners have no access logs, and no reports are read. A change "
             "replaces inbound listeners: open inbound connections are drained once.",
         ),
-    ] = Switch.TRUE
+    ] = "true"
     otlp_endpoint: Annotated[
         str | None,
         typer.Option(
@@ -213,8 +204,8 @@ def serve(options: ServeOptions) -> None:
     assignments = [
         *(source.assignments or ()),
         *([f"meshConfig.sdsUdsPath={sds}"] if sds else ()),
-        *([f"values.xds.compliancePolicy={policy.value}"] if policy else ()),
-        *(["values.xds.observe=false"] if observe.observe is Switch.FALSE else ()),
+        *([f"values.xds.compliancePolicy={policy}"] if policy else ()),
+        *(["values.xds.observe=false"] if observe.observe == "false" else ()),
     ]
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)

@@ -12,7 +12,7 @@ from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import AllNamespaces, fail
-from xds.cli.output import WideFormat, print_document
+from xds.cli.output import TABLES, WideFormat, print_document
 from xds.cli.proxy_table import ProxyTable, print_footer, print_notes, print_proxy
 from xds.cli.rollout_output import follow_rollouts, has_transitions, print_rollouts
 from xds.mesh.controlplane.status import settled
@@ -48,7 +48,7 @@ def status(
     not_synced: Annotated[
         bool, typer.Option("--not-synced", help="Omit sidecars that have ACKed their whole configuration.")
     ] = False,
-    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
+    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = "table",
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
     ] = False,
@@ -88,10 +88,10 @@ def status(
         }
         if watch:
             with suppress(KeyboardInterrupt):
-                _follow(client.watch_proxies(filters, unsynced=not output.is_table), output)
+                _follow(client.watch_proxies(filters, unsynced=output not in TABLES), output)
             return
-        response = client.list_proxies(filters, unsynced=bool(proxy) or not output.is_table)
-    if proxy and output.is_table:
+        response = client.list_proxies(filters, unsynced=bool(proxy) or output not in TABLES)
+    if proxy and output in TABLES:
         print_proxy(response)
     else:
         _print(response, output, only_unsynced=not_synced)
@@ -110,14 +110,14 @@ def _print_rollouts(
     if watch:
         responses = client.watch_rollouts(namespace)
         with suppress(KeyboardInterrupt):
-            if output.is_table:
+            if output in TABLES:
                 follow_rollouts(responses)
                 return
             for response in responses:
                 print_document(response, output, is_stream=True)
         return
     response = client.list_rollouts(namespace)
-    if output.is_table:
+    if output in TABLES:
         print_rollouts(response)
     else:
         print_document(response, output)
@@ -127,9 +127,9 @@ def _print_rollouts(
 
 def _follow(responses: Iterable[pb.WatchProxiesResponse], output: WideFormat) -> None:
     """Print each response as it arrives: all of it as JSON or YAML, or the changed rows as a table."""
-    table = ProxyTable(wide=output is WideFormat.WIDE)
+    table = ProxyTable(wide=output == "wide")
     for response in responses:
-        if output.is_table:
+        if output in TABLES:
             table.add_changes(response)
         else:
             print_document(response, output, is_stream=True)
@@ -138,7 +138,7 @@ def _follow(responses: Iterable[pb.WatchProxiesResponse], output: WideFormat) ->
 def _print(response: pb.ListProxiesResponse, output: WideFormat, *, only_unsynced: bool) -> None:
     """Print all proxies, or only those that are not synced."""
     proxies = [proxy for proxy in response.proxies if not (only_unsynced and settled(proxy))]
-    if not output.is_table:
+    if output not in TABLES:
         shown = pb.ListProxiesResponse()
         shown.CopyFrom(response)
         del shown.proxies[:]
@@ -147,6 +147,6 @@ def _print(response: pb.ListProxiesResponse, output: WideFormat, *, only_unsynce
         return
     absent = response.not_connected
     if response.proxies or (absent.total and not absent.may_be_on_other_replica):
-        ProxyTable(wide=output is WideFormat.WIDE).add(proxies, absent, response.time)
+        ProxyTable(wide=output == "wide").add(proxies, absent, response.time)
         print_footer(response)
     print_notes(response)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -45,9 +45,7 @@ def translate(
             help="Service to print: only what the sidecar uses to connect to it. Default: everything.",
         ),
     ] = None,
-    output: Annotated[
-        DocumentFormat, typer.Option("-o", "--output", help="Output format.")
-    ] = DocumentFormat.JSON,
+    output: Annotated[DocumentFormat, typer.Option("-o", "--output", help="Output format.")] = "json",
 ) -> None:
     """Print the clusters, endpoints, listeners and routes of a pod's sidecar.
 
@@ -65,7 +63,7 @@ def translate(
         remedy = f"label its Namespace {NAMESPACE_LABEL}=enabled, or use xds inject"
         fail(f"pod {pod} has no sidecar to configure, so its traffic is plaintext ({remedy})", 1)
     translated = envoy.translate(mesh, sidecar)
-    shown = {type_: list(translated.of(TYPE_URLS[type_]).values()) for type_ in PublicType}
+    shown = {type_: list(translated.of(TYPE_URLS[type_]).values()) for type_ in get_args(PublicType)}
     resources = {
         str(type_): [to_dict(resource.type_url, resource.body) for resource in items]
         for type_, items in shown.items()
@@ -92,7 +90,7 @@ def _select(
     }
     clusters = [json.dumps(name) for type_url, name in names if type_url == snapshot.CLUSTER]
     routes = []
-    for message in messages[PublicType.ROUTES]:
+    for message in messages["routes"]:
         hosts = [host for host in message["virtual_hosts"] if any(c in json.dumps(host) for c in clusters)]
         if hosts:
             routes.append(message | {"virtual_hosts": hosts})
@@ -105,4 +103,4 @@ def _select(
         ]
         for type_, items in resources.items()
     }
-    return selected | {str(PublicType.ROUTES): routes}
+    return selected | {"routes": routes}

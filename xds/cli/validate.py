@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 from rich.text import Text
@@ -29,13 +28,8 @@ kustomize build overlays/prod | xds validate -f - -f policies/ --mesh
 
 _STYLES = {"problem": "red", "notice": "dim"}
 
-
-class ProblemFormat(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
-    GITHUB = "github"
+ProblemFormat = Literal["table", "json", "github"]
+"""An output format."""
 
 
 class _Finding(NamedTuple):
@@ -102,7 +96,7 @@ def validate(
         typer.Option(
             "-o", "--output", help="Output format. github: annotations for a workflow of GitHub Actions."
         ),
-    ] = ProblemFormat.TABLE,
+    ] = "table",
 ) -> None:
     """Check manifests, and print their problems with file and line.
 
@@ -165,11 +159,11 @@ def _finding(problem: Problem) -> _Finding:
 def _print(problems: Sequence[Problem], output: ProblemFormat) -> None:
     findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
     match output:
-        case ProblemFormat.TABLE:
+        case "table":
             _print_table(findings)
-        case ProblemFormat.JSON:
+        case "json":
             print_document([finding._asdict() for finding in findings], output)
-        case ProblemFormat.GITHUB:
+        case "github":
             for finding in findings:
                 typer.echo(_annotation(finding))
 

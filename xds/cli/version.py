@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from importlib.metadata import version as installed_version
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,21 +17,15 @@ xds version --client
 xds version -o json
 """
 
-
-class VersionFormat(StrEnum):
-    """An output format."""
-
-    TEXT = "text"
-    JSON = "json"
+VersionFormat = Literal["text", "json"]
+"""An output format."""
 
 
 @grouped_options
 def version(
     *,
     client: Annotated[bool, typer.Option("--client", help="Print only the version of this program.")] = False,
-    output: Annotated[
-        VersionFormat, typer.Option("-o", "--output", help="Output format.")
-    ] = VersionFormat.TEXT,
+    output: Annotated[VersionFormat, typer.Option("-o", "--output", help="Output format.")] = "text",
     connection: ConnectionOptions,
 ) -> None:
     """Print the versions of this program (client) and of the running control plane (server).
@@ -48,7 +41,7 @@ def version(
                 versions["server"] = server.server_version() or "unknown (too old to send its version)"
         except typer.Exit as exit_:
             error = exit_
-    if output is VersionFormat.JSON:
+    if output == "json":
         typer.echo(json.dumps(versions, indent=2))
     else:
         for side, text in versions.items():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -36,15 +35,11 @@ _CLUSTER_SCOPED = ", ".join(f"{kind}/NAME" for kind, namespaced in _KINDS.items(
 _MAX_NAMES = 20
 """Maximum number of proxies that a message names."""
 
-
-class Condition(StrEnum):
-    """What to wait for."""
-
-    IN_FORCE = "in-force"
-    ACKED = "acked"
+Condition = Literal["in-force", "acked"]
+"""What to wait for."""
 
 
-_CONDITIONS = {Condition.IN_FORCE: pb.WaitRequest.IN_FORCE, Condition.ACKED: pb.WaitRequest.ACKED}
+_CONDITIONS = {"in-force": pb.WaitRequest.IN_FORCE, "acked": pb.WaitRequest.ACKED}
 
 
 @grouped_options
@@ -64,7 +59,7 @@ def wait(
             help="acked: all sidecars that the object affects have ACKed. in-force: in addition, no "
             "transition that the object may have caused is in progress.",
         ),
-    ] = Condition.IN_FORCE,
+    ] = "in-force",
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="DURATION", help="Time to wait, such as 90s or 2m.")
     ] = "60s",
@@ -118,7 +113,7 @@ def wait_for(
     ref: Ref,
     version: str,
     timeout: str,
-    condition: Condition = Condition.IN_FORCE,
+    condition: Condition = "in-force",
 ) -> None:
     """Wait for an object, and print the result. Exit unless the condition is met.
 

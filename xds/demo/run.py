@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from rich.console import Console
 
@@ -28,11 +27,8 @@ from xds.validation import EnvoyNotFoundError, find_envoy
 Progress: TypeAlias = Callable[[str], AbstractContextManager[object]]
 
 
-class Output(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
+Output = Literal["table", "json"]
+"""An output format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ class Options:
     """Whether to add the steps with an AuthorizationPolicy."""
     sotw: bool = False
     """Whether sidecars use state-of-the-world xDS."""
-    output: Output = Output.TABLE
+    output: Output = "table"
     """The output format."""
 
 
@@ -79,7 +75,7 @@ def check_requirements() -> None:
 
 
 def _run_steps(stage: Stage, processes: Processes, options: Options, errors: Console) -> None:
-    as_table = options.output is Output.TABLE
+    as_table = options.output == "table"
     out = Console(highlight=False)
     progress = _progress(errors)
     start_time = time.monotonic()
@@ -94,7 +90,7 @@ def _run_steps(stage: Stage, processes: Processes, options: Options, errors: Con
         if as_table:
             out.print(table(results[-1], number), end="\n\n")
     duration = time.monotonic() - start_time
-    if options.output is Output.JSON:
+    if options.output == "json":
         print(json.dumps(as_json(results), indent=2), flush=True)  # noqa: T201 -- the result, not a message
     differences = [difference for result in results for difference in result.differences()]
     summary = f"{len(results)} steps, {sum(result.requests for result in results)} requests, {duration:.0f} s"
