@@ -16,7 +16,7 @@ from tests.parse.junk import JUNK, OBJECTS, places
 from xds.mesh.kube.decoding import MAX_DEPTH, TOO_DEEP, decode_json, list_decoder
 from xds.mesh.model.objects import Pod
 from xds.mesh.parse import parse
-from xds.mesh.parse.core import PodPhase, UsedPod
+from xds.mesh.parse.core import POD_PHASES, UsedPod
 
 CUT = json.loads(TOO_DEEP)
 
@@ -115,7 +115,7 @@ FULL_POD = {
 
 def pods() -> Iterator[dict[str, Any]]:
     """Yield small and full pods in every phase, deleted or not: what is read can depend on all of these."""
-    for pod, phase, deleted in product((POD, FULL_POD), (None, *PodPhase), (None, "2020-01-01T00:00:00Z")):
+    for pod, phase, deleted in product((POD, FULL_POD), (None, *POD_PHASES), (None, "2020-01-01T00:00:00Z")):
         yield {
             "metadata": {**pod["metadata"], "deletionTimestamp": deleted},
             "spec": pod["spec"],

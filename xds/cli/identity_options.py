@@ -7,14 +7,13 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from xds.cli.options import fail
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.identity.keys import IdentityError
-from xds.mesh.parse.meshconfig import CompliancePolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,7 @@ class IdentityOptions:
         ),
     ] = None
     compliance_policy: Annotated[
-        CompliancePolicy | None,
+        Literal["fips-140-3"] | None,
         typer.Option(
             "--compliance-policy",
             help="Restrict sidecars' TLS versions, cipher suites and curves to those that FIPS 140-3 "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 
 from xds.mesh.model.objects import ROLLOUT, Fact, Meta, Mode, ModePolicy, TargetSelector
 from xds.mesh.parse import names
@@ -14,22 +13,6 @@ from xds.mesh.parse.reading import Field, Log, shown
 _MAX_PORT_DIGITS = 5
 _MAX_MODE_LENGTH = 20
 """Maximum length of a mode that a hint quotes."""
-
-
-class AlphaMode(StrEnum):
-    """`mode` of a v1alpha1 mtls peer. A policy without such a peer requires plaintext."""
-
-    STRICT = "STRICT"
-    PERMISSIVE = "PERMISSIVE"
-
-
-class PeerMode(StrEnum):
-    """`mode` of a PeerAuthentication."""
-
-    UNSET = "UNSET"
-    DISABLE = "DISABLE"
-    PERMISSIVE = "PERMISSIVE"
-    STRICT = "STRICT"
 
 
 def policy(obj: Field, meta: Meta) -> ModePolicy:
@@ -90,7 +73,7 @@ def _v1alpha1_mode(peers: Field) -> Mode:
         mtls = peer["mtls"].mapping("mode allowTls", strict=True)
         if peer.has("mtls"):
             # `mtls: {}` and `mtls:` both mean STRICT, the first value of the enumeration.
-            modes.append(Mode(_v1alpha1_choice(mtls["mode"]) or AlphaMode.STRICT))
+            modes.append(_peer_mtls_mode(mtls["mode"]))
             if mtls["allowTls"].boolean():
                 mtls["allowTls"].notice(
                     "is ignored: a client certificate is always required when the sidecar terminates TLS"
@@ -102,9 +85,10 @@ def _v1alpha1_mode(peers: Field) -> Mode:
     return modes[0] if modes else Mode.DISABLE
 
 
-def _v1alpha1_choice(mode: Field) -> AlphaMode | None:
-    is_plaintext = mode.value in ("DISABLE", "NONE", "OFF", False)
-    return mode.choice(AlphaMode, "for plaintext, remove spec.peers" if is_plaintext else "")
+def _peer_mtls_mode(field: Field) -> Mode:
+    is_plaintext = field.value in ("DISABLE", "NONE", "OFF", False)
+    hint = "for plaintext, remove spec.peers" if is_plaintext else ""
+    return Mode(field.one_of("STRICT", "PERMISSIVE", hint=hint) or "STRICT")
 
 
 def _targets(field: Field) -> Iterator[TargetSelector]:
@@ -170,8 +154,8 @@ def _peer_mode(field: Field) -> Mode | None:
             f"write mode: {field.value[:_MAX_MODE_LENGTH]} below it",
         )
         return None
-    mode = field.mapping("mode", strict=True)["mode"].choice(PeerMode)
-    return None if mode in (None, PeerMode.UNSET) else Mode(mode)
+    mode = field.mapping("mode", strict=True)["mode"].one_of("UNSET", *Mode)
+    return None if mode in ("", "UNSET") else Mode(mode)
 
 
 def policy_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:

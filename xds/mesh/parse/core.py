@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import Any, TypedDict
 
 from xds.mesh.model.families import Family, family_of
@@ -27,7 +26,7 @@ from xds.mesh.model.redirection import REDIRECT_ALL
 from xds.mesh.parse import names
 from xds.mesh.parse.callers import of_host
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.ports import Transport, protocol
+from xds.mesh.parse.ports import protocol, transport_protocol
 from xds.mesh.parse.reading import Field, Log, shown
 from xds.mesh.parse.redirection import parse_redirection
 
@@ -35,6 +34,7 @@ TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
 KUBERNETES_ACCOUNTS = "alpha.istio.io/kubernetes-serviceaccounts"
 EXPORT_TO = "networking.istio.io/exportTo"
+POD_PHASES = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
@@ -74,36 +74,10 @@ class UsedPod(TypedDict, total=False):
     status: _UsedStatus
 
 
-class ServiceType(StrEnum):
-    """spec.type of a Service."""
-
-    CLUSTER_IP = "ClusterIP"
-    NODE_PORT = "NodePort"
-    LOAD_BALANCER = "LoadBalancer"
-    EXTERNAL_NAME = "ExternalName"
+_PUBLISHED = ("NodePort", "LoadBalancer")
 
 
-_PUBLISHED = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
-
-
-class IpFamily(StrEnum):
-    """An item of spec.ipFamilies of a Service."""
-
-    IPV4 = "IPv4"
-    IPV6 = "IPv6"
-
-
-_VERSIONS: dict[IpFamily, Family] = {IpFamily.IPV4: 4, IpFamily.IPV6: 6}
-
-
-class PodPhase(StrEnum):
-    """status.phase of a Pod."""
-
-    PENDING = "Pending"
-    RUNNING = "Running"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-    UNKNOWN = "Unknown"
+_FAMILIES: dict[str, Family] = {"IPv4": 4, "IPv6": 6}
 
 
 def namespace(obj: Field, meta: Meta) -> Namespace:
@@ -128,7 +102,7 @@ def service(obj: Field, meta: Meta) -> Service | CallerFact | None:
         "publishNotReadyAddresses selector sessionAffinity sessionAffinityConfig "
         "trafficDistribution type"
     )
-    if spec["type"].choice(ServiceType) is ServiceType.EXTERNAL_NAME:
+    if spec["type"].one_of("ClusterIP", *_PUBLISHED, "ExternalName") == "ExternalName":
         call = of_host(spec["externalName"].value)
         hint = "call the Service itself instead, so that sidecars use mutual TLS"
         hint = hint if call else "external names are not part of the mesh"
@@ -146,8 +120,8 @@ def service(obj: Field, meta: Meta) -> Service | CallerFact | None:
         hint = "use a DestinationRule with loadBalancer.consistentHash.useSourceIp"
         spec["sessionAffinity"].notice("is ignored", hint)
     addresses, headless = _cluster_ips(spec)
-    versions = [item.choice(IpFamily) for item in spec["ipFamilies"].items()]
-    families = [_VERSIONS[version] for version in versions if version] or map(family_of, addresses)
+    versions = [item.one_of(*_FAMILIES) for item in spec["ipFamilies"].items()]
+    families = [_FAMILIES[version] for version in versions if version] or map(family_of, addresses)
     ports = tuple(_service_ports(spec))
     if not headless and not spec["ports"].value:
         spec["ports"].refuse("is required", "only a headless Service (clusterIP: None) may have none")
@@ -219,11 +193,11 @@ def _cluster_ips(spec: Field) -> tuple[tuple[str, ...], bool]:
 def _service_ports(spec: Field) -> Iterator[ServicePort]:
     items = list(spec["ports"].items())
     seen_names: set[str] = set()
-    seen_ports: set[tuple[int, Transport]] = set()
+    seen_ports: set[tuple[int, str]] = set()
     for item in items:
         item.mapping("name port protocol targetPort appProtocol nodePort")
         number = item["port"].required().port()
-        transport = item["protocol"].choice(Transport) or Transport.TCP
+        transport = transport_protocol(item["protocol"])
         name = item["name"].name(names.label)
         if not name and len(items) > 1:
             item["name"].refuse("is required when a Service has more than one port")
@@ -235,7 +209,7 @@ def _service_ports(spec: Field) -> Iterator[ServicePort]:
         seen_ports.add((number, transport))
         target = _target_port(item["targetPort"], number)
         app_protocol = protocol(number, name, item["appProtocol"].text())
-        if transport is Transport.TCP:
+        if transport == "TCP":
             yield ServicePort(port=number, target=target, name=name, protocol=app_protocol)
 
 
@@ -264,7 +238,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
         "topologySpreadConstraints volumes workloadRef schedulingGroup evictionResponders"
     )
     status = obj["status"].mapping()
-    phase = status["phase"].choice(PodPhase) or PodPhase.RUNNING
+    phase = status["phase"].one_of(*POD_PHASES) or "Running"
     account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
     pod_ips = [
         names.canonical(item.mapping("ip")["ip"].required().name(names.address))
@@ -283,8 +257,8 @@ def pod(obj: Field, meta: Meta) -> Pod:
         address=address,
         more_addresses=more_addresses,
         service_account=account or "default",
-        ready=phase is PodPhase.RUNNING and not deleted and _is_ready(status),
-        ended=phase in (PodPhase.SUCCEEDED, PodPhase.FAILED),
+        ready=phase == "Running" and not deleted and _is_ready(status),
+        ended=phase in ("Succeeded", "Failed"),
         ports=tuple(_container_ports(spec)),
         probe_ports=probe_ports(spec),
         host_network=spec["hostNetwork"].boolean() or False,
@@ -353,7 +327,7 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
             item["name"].refuse(f"{shown(name)} is the name of two ports of this container")
         seen.add(name)
         number = item["containerPort"].required().port()
-        if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
+        if transport_protocol(item["protocol"]) == "TCP":
             published = isinstance(item.value, dict) and bool(item.value.get("hostPort"))
             yield ContainerPort(port=number, name=name, published=published)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from enum import StrEnum
 
 from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Fact, Meta
 from xds.mesh.model.traffic import (
@@ -40,14 +39,6 @@ _UNSAFE_PATH = re.compile(r".*/\.\.(/|$)|(/\.?)*/(dev|proc|sys)(/|$)")
 _MIN_TIMEOUT = 0.001
 _MAX_KEEPALIVE = 2**31 // 3600 * 3600.0
 """Maximum of keepalive times, in seconds. The kernel's setting is a 32-bit integer."""
-
-
-class UpgradePolicy(StrEnum):
-    """`h2UpgradePolicy` of a connection pool."""
-
-    DEFAULT = "DEFAULT"
-    DO_NOT_UPGRADE = "DO_NOT_UPGRADE"
-    UPGRADE = "UPGRADE"
 
 
 def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
@@ -227,7 +218,7 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
             "a Service port without a declared protocol keeps the client's; or use h2UpgradePolicy",
         )
     keepalive = tcp["tcpKeepalive"].mapping("probes time interval")
-    upgrade = http["h2UpgradePolicy"].choice(UpgradePolicy)
+    upgrade = http["h2UpgradePolicy"].one_of("DEFAULT", "DO_NOT_UPGRADE", "UPGRADE")
     return ConnectionPool(
         max_connections=_set(tcp["maxConnections"]),
         connect_timeout=tcp["connectTimeout"].seconds(_MIN_TIMEOUT),
@@ -245,7 +236,7 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
         max_requests_per_connection=_set(http["maxRequestsPerConnection"]),
         max_retries=_set(http["maxRetries"]),
         http_idle_timeout=http["idleTimeout"].seconds(),
-        h2_upgrade=None if upgrade in (None, UpgradePolicy.DEFAULT) else upgrade is UpgradePolicy.UPGRADE,
+        h2_upgrade={"DO_NOT_UPGRADE": False, "UPGRADE": True}.get(upgrade),
         max_concurrent_streams=_set(http["maxConcurrentStreams"]),
     )
 

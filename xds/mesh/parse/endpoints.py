@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import StrEnum
 
 from xds.mesh.model.families import family_of
 from xds.mesh.model.objects import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Fact, Meta, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP, unknown_service
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.ports import Transport
+from xds.mesh.parse.ports import transport_protocol
 from xds.mesh.parse.reading import Field, Log, shown
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
-
-
-class AddressType(StrEnum):
-    """`addressType` of an EndpointSlice."""
-
-    IPV4 = "IPv4"
-    IPV6 = "IPv6"
-    FQDN = "FQDN"
 
 
 def endpoints(obj: Field, meta: Meta) -> Endpoints:
@@ -51,8 +42,8 @@ def _groups(obj: Field, namespace: str) -> Iterator[EndpointGroup]:
 def endpoint_slice(obj: Field, meta: Meta) -> Endpoints | None:
     """Parse an EndpointSlice; return None if it belongs to no Service or contains host names."""
     obj.mapping(f"{TOP} addressType endpoints ports")
-    family = obj["addressType"].required().choice(AddressType)
-    if family is AddressType.FQDN:
+    family = obj["addressType"].required().one_of("IPv4", "IPv6", "FQDN")
+    if family == "FQDN":
         obj["addressType"].notice("FQDN is ignored", "endpoints need IP addresses")
         return None
     owner = meta.labels.get(SERVICE_NAME_LABEL, "")
@@ -67,7 +58,7 @@ def endpoint_slice(obj: Field, meta: Meta) -> Endpoints | None:
     return Endpoints(meta=meta, service=owner, groups=(group,))
 
 
-def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -> Iterator[EndpointAddress]:
+def _slice_addresses(field: Field, namespace: str, family: str) -> Iterator[EndpointAddress]:
     for item in field.items():
         item.mapping("addresses conditions deprecatedTopology hints hostname nodeName targetRef zone")
         conditions = item["conditions"].mapping("ready serving terminating")
@@ -90,7 +81,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
             )
 
 
-def _address(field: Field, family: AddressType | None) -> str:
+def _address(field: Field, family: str) -> str:
     text = field.name(names.address)
     if not names.address(text) and family and f"IPv{family_of(text)}" != family:
         field.refuse(f"{shown(text)} is not an {family} address, as addressType requires")
@@ -117,7 +108,7 @@ def _endpoint_ports(field: Field) -> Iterator[EndpointPort]:
             item["name"].refuse(f"{shown(name)} is the name of two ports")
         seen.add(name)
         number = item["port"].required().port()
-        if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
+        if transport_protocol(item["protocol"]) == "TCP":
             yield EndpointPort(port=number, name=name)
 
 

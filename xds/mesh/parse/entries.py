@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from xds.mesh.model.locality import LOCALITY_LABEL
 from xds.mesh.model.objects import (
@@ -38,25 +37,9 @@ _PROTOCOLS = (
     *("HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY", "TCP", "TLS"),
     *("MONGO", "MYSQL", "REDIS"),
 )
+_DNS = ("DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS")
 _TOP_LEVEL_WILDCARD = re.compile(r"\*\.[^.]+")
 _STATIC_HINT = "use STATIC with the IP addresses as endpoints"
-
-
-class Location(StrEnum):
-    """`location` of a ServiceEntry."""
-
-    MESH_EXTERNAL = "MESH_EXTERNAL"
-    MESH_INTERNAL = "MESH_INTERNAL"
-
-
-class Resolution(StrEnum):
-    """`resolution` of a ServiceEntry."""
-
-    NONE = "NONE"
-    STATIC = "STATIC"
-    DNS = "DNS"
-    DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
-    DYNAMIC_DNS = "DYNAMIC_DNS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +117,8 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
     if len(hosts) != len(set(hosts)):
         spec["hosts"].refuse("lists a host twice")
     addresses = tuple(dict.fromkeys(filter(None, map(_address, spec["addresses"].items()))))
-    external = spec["location"].choice(Location) is not Location.MESH_INTERNAL
-    resolution = spec["resolution"].choice(Resolution) or Resolution.NONE
+    external = spec["location"].one_of("MESH_EXTERNAL", "MESH_INTERNAL") != "MESH_INTERNAL"
+    resolution = spec["resolution"].one_of("NONE", "STATIC", *_DNS) or "NONE"
     ports = tuple(_ports(spec["ports"], external=external))
     selector = workload_selector(spec["workloadSelector"])
     scopes = tuple(meta.ref.namespace if name == "." else name for name in export_to(spec["exportTo"]))
@@ -145,10 +128,10 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
     groups = tuple(_groups(spec["endpoints"], meta, ports))
     if groups and selector:
         spec["endpoints"].refuse("cannot be combined with workloadSelector", "remove one of them")
-    if resolution in (Resolution.DNS, Resolution.DNS_ROUND_ROBIN, Resolution.DYNAMIC_DNS):
+    if resolution in _DNS:
         spec["resolution"].warn(f"{resolution} is not supported, so the object has no effect", _STATIC_HINT)
         return None
-    if resolution is Resolution.NONE:
+    if resolution == "NONE":
         if groups or selector:
             field = spec["endpoints" if groups else "workloadSelector"]
             field.refuse("requires resolution STATIC", "set resolution: STATIC")

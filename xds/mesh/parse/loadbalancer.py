@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from enum import StrEnum
 from itertools import pairwise
 from math import isqrt
 
@@ -24,22 +23,12 @@ from xds.mesh.model.locality import TOPOLOGY_LABELS
 from xds.mesh.parse.reading import Field, shown
 
 _KEYS = ("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName")
+_FORMERLY_LEAST_REQUEST = "LEAST_CONN"
 _MIN_WARMUP = 0.001
 _MAX_TOKEN_LENGTH = 256
 """Limit of Envoy. It would reject the whole cluster or route configuration."""
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _COOKIE_PATH = re.compile(r"/[ -:<-~]*")
-
-
-class _Simple(StrEnum):
-    """`simple`. LEAST_CONN is the former name of LEAST_REQUEST."""
-
-    UNSPECIFIED = "UNSPECIFIED"
-    LEAST_REQUEST = "LEAST_REQUEST"
-    LEAST_CONN = "LEAST_CONN"
-    ROUND_ROBIN = "ROUND_ROBIN"
-    RANDOM = "RANDOM"
-    PASSTHROUGH = "PASSTHROUGH"
 
 
 def load_balancer(field: Field) -> LoadBalancer | None:
@@ -49,8 +38,8 @@ def load_balancer(field: Field) -> LoadBalancer | None:
         return None
     if field["simple"].value and field["consistentHash"].value:
         field.refuse("has both simple and consistentHash; only one is allowed")
-    chosen = field["simple"].choice(_Simple) or _Simple.UNSPECIFIED
-    simple = Simple.LEAST_REQUEST if chosen is _Simple.LEAST_CONN else Simple(chosen)
+    chosen = field["simple"].one_of(*Simple, _FORMERLY_LEAST_REQUEST) or Simple.UNSPECIFIED
+    simple = Simple.LEAST_REQUEST if chosen == _FORMERLY_LEAST_REQUEST else Simple(chosen)
     consistent_hash = _consistent_hash(field["consistentHash"])
     warmup = _warmup(field)
     if warmup and (consistent_hash or simple in {Simple.RANDOM, Simple.PASSTHROUGH}):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from typing import Any
 
 from xds.mesh.model.objects import (
@@ -65,53 +64,6 @@ _MAX_DIGITS = 20
 """Maximum number of digits of a number in `--set`; Python parses at most 4300."""
 
 
-class OutboundPolicy(StrEnum):
-    """`outboundTrafficPolicy.mode`."""
-
-    ALLOW_ANY = "ALLOW_ANY"
-    REGISTRY_ONLY = "REGISTRY_ONLY"
-
-
-class SelectorOperator(StrEnum):
-    """`discoverySelectors[].matchExpressions[].operator`."""
-
-    IN = "In"
-    NOT_IN = "NotIn"
-    EXISTS = "Exists"
-    DOES_NOT_EXIST = "DoesNotExist"
-
-
-class InboundPolicy(StrEnum):
-    """`inboundTrafficPolicy.mode`."""
-
-    PASSTHROUGH = "PASSTHROUGH"
-    LOCALHOST = "LOCALHOST"
-
-
-class Normalization(StrEnum):
-    """`pathNormalization.normalization`."""
-
-    DEFAULT = "DEFAULT"
-    NONE = "NONE"
-    BASE = "BASE"
-    MERGE_SLASHES = "MERGE_SLASHES"
-    DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
-
-
-class TlsVersion(StrEnum):
-    """`meshMTLS.minProtocolVersion`."""
-
-    TLS_AUTO = "TLS_AUTO"
-    TLSV1_2 = "TLSV1_2"
-    TLSV1_3 = "TLSV1_3"
-
-
-class CompliancePolicy(StrEnum):
-    """`values.xds.compliancePolicy`."""
-
-    FIPS_140_3 = "fips-140-3"
-
-
 _COMPLIANCE_POLICY = "values.xds.compliancePolicy"
 _CURVES = ("X25519MLKEM768", "X25519", "P-256", "P-384", "P-521")
 _CIPHER_SUITES = (
@@ -153,9 +105,10 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
     for name in _WITHOUT_EFFECT.split():
         if root[name]:
             root[name].notice("has no effect here", _INSTEAD.get(name, ""))
-    outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
-    inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
-    paths = root["pathNormalization"].mapping("normalization")["normalization"].choice(Normalization)
+    outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].one_of("ALLOW_ANY", "REGISTRY_ONLY")
+    inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].one_of("PASSTHROUGH", "LOCALHOST")
+    paths = root["pathNormalization"].mapping("normalization")["normalization"]
+    normalization = paths.one_of("DEFAULT", *PathNormalization)
     fields: dict[str, Any] = {
         "enable_auto_mtls": root["enableAutoMtls"].boolean(),
         "trust_domain": root["trustDomain"].name(names.trust_domain) or None,
@@ -169,9 +122,9 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
         "discovery_selectors": tuple(map(_requirements, root["discoverySelectors"].items())) or None,
         "protocol_detection_timeout": _detection_timeout(root["protocolDetectionTimeout"]),
         "connect_timeout": root["connectTimeout"].seconds(_MIN_TIMEOUT),
-        "path_normalization": None if paths is Normalization.DEFAULT else paths and PathNormalization(paths),
-        "allow_any_outbound": outbound and outbound is OutboundPolicy.ALLOW_ANY,
-        "passthrough_inbound": inbound and inbound is InboundPolicy.PASSTHROUGH,
+        "path_normalization": None if normalization in ("", "DEFAULT") else PathNormalization(normalization),
+        "allow_any_outbound": {"ALLOW_ANY": True, "REGISTRY_ONLY": False}.get(outbound),
+        "passthrough_inbound": {"PASSTHROUGH": True, "LOCALHOST": False}.get(inbound),
         "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),
         "proxy_inbound_listen_port": root["proxyInboundListenPort"].integer(1, 65535),
         "proxy_http_port": root["proxyHttpPort"].integer(1, 65535),
@@ -197,26 +150,26 @@ def _requirements(selector: Field) -> tuple[Requirement, ...]:
     selector.mapping("matchLabels matchExpressions", strict=True)
     labels = names.labels(selector["matchLabels"], select=True)
     return (
-        *(Requirement(key, SelectorOperator.IN, (value,)) for key, value in labels.items()),
+        *(Requirement(key, "In", (value,)) for key, value in labels.items()),
         *map(_requirement, selector["matchExpressions"].items()),
     )
 
 
 def _requirement(expression: Field) -> Requirement:
     expression.mapping("key operator values", strict=True)
-    operator = expression["operator"].required().choice(SelectorOperator)
+    operator = expression["operator"].required().one_of("In", "NotIn", "Exists", "DoesNotExist")
     values = tuple(item.name(names.label_value) for item in expression["values"].items())
-    needs_values = operator in {SelectorOperator.IN, SelectorOperator.NOT_IN}
+    needs_values = operator in ("In", "NotIn")
     if operator and needs_values != bool(values):
         expression["values"].refuse(f"{'is required' if needs_values else 'must be empty'} with {operator}")
-    return Requirement(expression["key"].required().name(names.label_key), operator or "", values)
+    return Requirement(expression["key"].required().name(names.label_key), operator, values)
 
 
 def _mesh_tls(field: Field, base: TlsSettings) -> TlsSettings:
     settings = _tls_settings(field, base)
-    version = field["minProtocolVersion"].choice(TlsVersion)
+    version = field["minProtocolVersion"].one_of("TLS_AUTO", "TLSV1_2", "TLSV1_3")
     if version:
-        minimum = "TLSV1_2" if version is TlsVersion.TLSV1_2 else "TLSV1_3"
+        minimum = "TLSV1_2" if version == "TLSV1_2" else "TLSV1_3"
         settings = settings._replace(min_version=minimum)
     if field["cipherSuites"].value and settings.min_version == "TLSV1_3":
         field["cipherSuites"].notice(
@@ -314,7 +267,7 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
             switch: dict[str, Any] = {} if is_on is None else {_SWITCHES[key]: is_on}
             config = replace(config, **switch)
         elif key == _COMPLIANCE_POLICY:
-            config = replace(config, fips=bool(root.choice(CompliancePolicy)))
+            config = replace(config, fips=bool(root.one_of("fips-140-3")))
         elif key == "profile" or (key.startswith(_PREFIX) and path[0] in _WITHOUT_EFFECT.split()):
             root.notice("has no effect here")
         elif key.startswith(_PREFIX) and path[0] in _FIELDS.split():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from xds.mesh.model.objects import Protocol
+from xds.mesh.parse.reading import Field
 
 _SERVER_FIRST = frozenset({25, 53, 3306, 27017})
 """Ports of server-first protocols, which cannot be detected. As in Istio, their default protocol is TCP."""
@@ -28,12 +27,9 @@ _PROTOCOLS = {
 }
 
 
-class Transport(StrEnum):
-    """Transport protocol of a port; only TCP ports become facts."""
-
-    TCP = "TCP"
-    UDP = "UDP"
-    SCTP = "SCTP"
+def transport_protocol(field: Field) -> str:
+    """Parse the transport protocol of a port: TCP, UDP or SCTP. Only TCP ports become facts."""
+    return field.one_of("TCP", "UDP", "SCTP") or "TCP"
 
 
 def protocol(number: int, name: str, app_protocol: str = "") -> Protocol:

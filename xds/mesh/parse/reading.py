@@ -362,16 +362,19 @@ class Field(msgspec.Struct, eq=False, gc=False):
             return None
         return total
 
-    def choice(self, known: type[E], hint: str = "") -> E | None:
-        """Expect a value of an enumeration."""
+    def one_of(self, *words: str, hint: str = "") -> str:
+        """Expect one of these words. Return an empty string if the value is absent or another one."""
         if self.value is None:
-            return None
-        try:
-            return known(self.value)
-        except ValueError:
-            words = [word.value for word in known]
+            return ""
+        if isinstance(self.value, str) and self.value in words:
+            return self.value
         self.refuse(
             f"must be one of {', '.join(words)}, not {shown(self.value)}",
             hint or self.log.nearest(self.value, words),
         )
-        return None
+        return ""
+
+    def choice(self, known: type[E]) -> E | None:
+        """Expect a value of an enumeration."""
+        word = self.one_of(*known)
+        return known(word) if word else None

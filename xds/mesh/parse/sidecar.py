@@ -9,7 +9,6 @@ from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.entries import workload_selector
 from xds.mesh.parse.fail_closed import FailClosed, as_oldest, oldest
-from xds.mesh.parse.meshconfig import OutboundPolicy
 from xds.mesh.parse.reading import Field, Log, shown
 
 _KNOWN = "workloadSelector egress ingress outboundTrafficPolicy inboundConnectionPool"
@@ -46,7 +45,7 @@ def _allow_any_outbound(policy: Field) -> bool | None:
         return None
     policy.mapping("mode", strict=True)
     # Istio's default is REGISTRY_ONLY, unlike that of MeshConfig.
-    return policy["mode"].choice(OutboundPolicy) is OutboundPolicy.ALLOW_ANY
+    return policy["mode"].one_of("ALLOW_ANY", "REGISTRY_ONLY") == "ALLOW_ANY"
 
 
 def _host(field: Field) -> tuple[str, str]:
