@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import pytest
 
 from tests.real import static_envoy
 from tests.support.apps import EchoApp
-from tests.support.clients import Client
 from tests.support.cluster import Cluster, ClusterPod
 from tests.support.envoy import EnvoyProcess
 from tests.support.places import run
-from tests.support.tcp import LineApp, Relay
+from tests.support.tcp import LineApp
 
 
 class Pods:
@@ -28,8 +26,6 @@ class Pods:
         pod = self._cluster.pod(name, namespace, sidecar=sidecar)
         enter = self._stack.enter_async_context
         await enter(EchoApp(name, 8080, place=pod.place))
-        await enter(LineApp(name, 9000, place=pod.place))
-        await enter(LineApp(name, 9001, place=pod.place, greets=True))
         if sidecar:
             bootstrap = static_envoy.passing_sidecar(name)
             await enter(EnvoyProcess(name, bootstrap, self._directory, place=pod.place, as_sidecar=True))
@@ -45,41 +41,6 @@ async def pods(cluster, tmp_path):
 @pytest.mark.netns
 @pytest.mark.envoy
 class TestCluster:
-    async def test_request_passes_through_both_sidecars(self, pods):
-        sleep = await pods.add("sleep", "full", sidecar=True)
-        web = await pods.add("web", "full", sidecar=True)
-
-        answer = await sleep.client.get(f"http://{web.address}:8080/headers")
-
-        assert answer.pod == "web"
-        assert answer.echo["headers"] | {"X-Out": "sleep", "X-In": "web"} == answer.echo["headers"]
-        assert answer.echo["peer"][0] == "127.0.0.6"
-
-    async def test_http2_passes_through_both_sidecars(self, pods):
-        sleep = await pods.add("sleep", "full", sidecar=True)
-        web = await pods.add("web", "full", sidecar=True)
-
-        answer = await sleep.client.get_http2(f"http://{web.address}:8080/headers")
-
-        assert (answer.pod, answer.echo["protocol"]) == ("web", "HTTP/2")
-        assert answer.echo["headers"]["X-In"] == "web"
-
-    async def test_server_first_protocol_passes_through_both_sidecars(self, pods):
-        sleep = await pods.add("sleep", "full", sidecar=True)
-        web = await pods.add("web", "full", sidecar=True)
-
-        async with sleep.client.tcp(web.address, 9001) as conversation:
-            assert await conversation.hear() == "220 web"
-            assert await conversation.ask("hello") == "web: hello"
-
-    async def test_application_reaches_its_own_address_directly(self, pods):
-        web = await pods.add("web", "full", sidecar=True)
-
-        for address in (web.address, "127.0.0.1"):
-            answer = await web.client.get(f"http://{address}:8080/headers")
-            assert "X-In" not in answer.echo["headers"]
-            assert "X-Out" not in answer.echo["headers"]
-
     async def test_only_pods_with_sidecars_are_intercepted(self, pods):
         sleep = await pods.add("sleep", "legacy")
         web = await pods.add("web", "full", sidecar=True)
@@ -94,39 +55,6 @@ class TestCluster:
         assert to_sleep.echo["headers"]["X-Out"] == "web"
         assert to_sleep.echo["peer"][0] == web.address
 
-    async def test_service_name_alternates_between_endpoints(self, pods, cluster):
-        sleep = await pods.add("sleep", "legacy")
-        servers = [await pods.add(f"web-{n}", "full") for n in (0, 1)]
-        service = cluster.service("web", "full", {80: 8080}, servers)
-
-        answers = await sleep.client.gets("http://web.full/headers", 4)
-        assert Counter(answer.pod for answer in answers) == {"web-0": 2, "web-1": 2}
-
-        service.pods.pop()
-        cluster.publish()
-        answers = await sleep.client.gets("http://web.full.svc.cluster.local/headers", 2)
-        assert {answer.pod for answer in answers} == {"web-0"}
-
-    async def test_service_without_endpoints_refuses_connections(self, pods, cluster):
-        sleep = await pods.add("sleep", "legacy")
-        cluster.service("web", "full", {80: 8080})
-
-        answer = await sleep.client.get("http://web.full/headers")
-
-        assert answer.code == "000", answer
-
-    async def test_pod_reaches_itself_through_its_service(self, pods, cluster):
-        outsider = await pods.add("plain", "legacy")
-        web = await pods.add("web", "full", sidecar=True)
-        cluster.service("plain", "legacy", {80: 8080}, [outsider])
-        cluster.service("web", "full", {80: 8080}, [web])
-
-        assert (await outsider.client.get("http://plain/headers")).pod == "plain"
-        through = await web.client.get("http://web/headers")
-
-        assert through.pod == "web"
-        assert through.echo["headers"]["X-Out"] == through.echo["headers"]["X-In"] == "web"
-
     async def test_commands_in_a_pod_resolve_service_names(self, pods, cluster):
         sleep = await pods.add("sleep", "full")
         web = await pods.add("web-0", "full")
@@ -138,17 +66,6 @@ class TestCluster:
         assert sleep.place.run("getent", "ahostsv4", "web-0.nodes.full").split()[0] == web.address
         assert cluster.resolve("nodes.full", seen_from="legacy") == [web.address]
         assert cluster.resolve("web", seen_from="legacy") == []
-
-    async def test_relay_connects_a_pod_to_this_machine(self, pods):
-        sleep = await pods.add("sleep", "full", sidecar=True)
-
-        async with LineApp("here", 0, address="127.0.0.1") as outside:
-            door = sleep.place.listener("127.0.0.1", 15010)
-            async with (
-                Relay(door, lambda: Client().connect("127.0.0.1", outside.port)),
-                sleep.client.tcp("127.0.0.1", 15010) as conversation,
-            ):
-                assert await conversation.ask("hello") == "here: hello"
 
     async def test_pod_cannot_reach_this_machine(self, pods, cluster):
         sleep = await pods.add("sleep", "legacy")

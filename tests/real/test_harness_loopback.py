@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 
 import pytest
 
 from tests.real import static_envoy
 from tests.support.apps import EchoApp, Httpbin
-from tests.support.clients import Client, rotating
+from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.load import Load
 from tests.support.waiting import eventually
@@ -60,22 +59,6 @@ class TestApplicationsAndClients:
         assert real.identity == echo.identity
         assert {**real.echo["headers"], "Host": ""} == {**echo.echo["headers"], "Host": ""}
 
-    async def test_echo_speaks_http1_and_http2_on_one_port(self):
-        async with EchoApp("web", 0, address="127.0.0.1") as app:
-            url = f"http://127.0.0.1:{app.port}/headers"
-            old, new = await Client().get(url), await Client().get_http2(url)
-
-        assert (old.echo["protocol"], new.echo["protocol"]) == ("HTTP/1.1", "HTTP/2")
-
-    @pytest.mark.parametrize("way", ["get", "get_http2"])
-    async def test_slow_response_arrives_in_pieces(self, way):
-        async with EchoApp("web", 0, address="127.0.0.1") as app:
-            began = time.monotonic()
-            answer = await getattr(Client(), way)(f"http://127.0.0.1:{app.port}/slow?seconds=0.5")
-
-        assert time.monotonic() - began >= 0.4
-        assert answer.text == "0\n1\n2\n3\n4\n"
-
     @pytest.mark.parametrize("way", ["get", "get_http2"])
     async def test_refused_cut_and_late_responses_are_000(self, way):
         get = getattr(Client(), way)
@@ -87,17 +70,6 @@ class TestApplicationsAndClients:
 
         assert {(await slow).code, late.code, refused.code, unknown.code} == {"000"}
         assert all(answer.error for answer in (await slow, late, refused, unknown))
-
-    async def test_client_without_a_sidecar_alternates_endpoints(self):
-        async with (
-            EchoApp("a", 0, address="127.0.0.1") as a,
-            EchoApp("b", 0, address="127.0.0.1") as b,
-        ):
-            table = {("web.full", 8000): [("127.0.0.1", a.port), ("127.0.0.1", b.port)]}
-            answers = await Client(resolve=rotating(table)).gets("http://web.full:8000/headers", 4)
-
-        assert [answer.pod for answer in answers] == ["a", "b", "a", "b"]
-        assert answers[0].echo["headers"]["Host"] == "web.full:8000"
 
     async def test_load_counts_requests_and_failures(self):
         async with EchoApp("web", 0, address="127.0.0.1") as app:
@@ -111,11 +83,3 @@ class TestApplicationsAndClients:
             await eventually(lambda: load.failures)
         with pytest.raises(AssertionError, match="requests failed"):
             load.check()
-
-    async def test_wait_timeout_reports_the_last_result(self):
-        with pytest.raises(AssertionError, match="the moon is full; last seen: AssertionError: half"):
-            await eventually(lambda: _fail("half"), timeout=0.1, what="the moon is full")
-
-
-def _fail(seen: str) -> None:
-    raise AssertionError(seen)

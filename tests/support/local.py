@@ -96,13 +96,6 @@ class LocalMesh:
     async def __aexit__(self, *error: object) -> None:
         await self._exits.__aexit__(*error)
 
-    async def reinstall(self, *settings: str) -> None:
-        """Restart the control plane with these settings (`--set`), as an installation would."""
-        await self.plane.stop()
-        self.settings = settings
-        self.plane._options = tuple(f"--set={setting}" for setting in settings)
-        await self.plane.start()
-
     # --- what there is --------------------------------------------------------------------------------------
 
     def pod(self, name: str, namespace: str, *, sidecar: bool = True, **said: Any) -> LocalPod:
